@@ -1,0 +1,240 @@
+"""`omniops crawl` and `omniops demo`: the Dagster job `crawl`, run in this process with a progress bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from omniops_pipelines.crawl_order import CrawlOrder, PlannedCrawl
+
+_JOB_TYPES = ("full_crawl", "incremental", "sitemap", "single_page")
+
+# What `--json` ends with, in this order.
+SUMMARY_FIELDS = (
+    "job_id",
+    "run_id",
+    "status",
+    "finish_reason",
+    "total_pages",
+    "successful_pages",
+    "failed_pages",
+    "skipped_pages",
+    "pages_per_second",
+    "seconds",
+)
+
+
+def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `crawl` and `demo` share."""
+    options = (
+        click.option("--customer", help="Slug of the customer whose pages these are.  [default: default]"),
+        click.option("--max-pages", type=int, help="At most so many urls are fetched.  [default: 1000]"),
+        click.option("--max-depth", type=int, help="How many links away from a start url.  [default: 20]"),
+        click.option("--max-seconds", type=int, help="Longest duration of this run.  [default: 3600]"),
+        click.option("--concurrency", type=int, help="Requests at once.  [default: 16]"),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output at the end."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("urls", nargs=-1, metavar="URL...")
+@click.option("--job-id", help="Id of the job. Naming an unfinished one resumes it; URL may be left out then.")
+@click.option("--job-type", type=click.Choice(_JOB_TYPES), help="[default: full_crawl]")
+@click.option("--include", multiple=True, metavar="GLOB", help="Follow only links that match one. Repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Do not follow links that match. Repeatable.")
+@click.option("--respect-robots/--no-respect-robots", default=None, help="Obey robots.txt.  [default: yes]")
+@click.option(
+    "--allow-private/--no-allow-private",
+    default=None,
+    help="Allow private and loopback addresses: for sites on your own machine.  [default: no]",
+)
+@click.option("--embed/--no-embed", default=None, help="Compute embeddings.  [default: no]")
+@click.option("--shards", type=int, help="Workers that share the job.  [default: 1]")
+@_limits
+def crawl(urls: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Crawl websites, and keep what they say.
+
+    Killed or interrupted, it is resumed with the same --job-id: no page is lost, and none is fetched twice.
+    """
+    if not urls and not options.get("job_id"):
+        msg = "name at least one URL, or --job-id of a job to resume"
+        raise click.UsageError(msg)
+    return _run(_order(urls, options), customer_given=options.get("customer") is not None, as_json=as_json)
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65_535), default=8643, show_default=True, help="0: any free one.")
+@click.option("--serve", is_flag=True, help="Only serve the site, until Ctrl-C.")
+@_limits
+def demo(port: int, serve: bool, as_json: bool, **options: Any) -> int:
+    """Crawl a small company site that comes with the project, served on loopback by this command."""
+    from omniops_pipelines.cli.output import screen
+    from omniops_pipelines.demo import serve_demo_site
+
+    with _open_site(serve_demo_site, port) as site:
+        if serve:
+            screen.print(f"The demo site is at {site.url} (Ctrl-C ends it)")
+            _wait_for_interrupt()
+            return 0
+        screen.print(f"Serving the demo site at {site.url}")
+        order = _order((site.url,), {**options, "allow_private": True})
+        return _run(order, customer_given=True, as_json=as_json)
+
+
+def _open_site(serve: Callable[..., AbstractContextManager[Any]], port: int) -> AbstractContextManager[Any]:
+    """The demo site on its usual port, so that a second crawl finds the same urls; on any port if that is taken."""
+    import socket
+
+    if port:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                port = 0
+    return serve(port=port)
+
+
+def _wait_for_interrupt() -> None:
+    import threading
+
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return
+
+
+def _order(urls: tuple[str, ...], options: Mapping[str, Any]) -> CrawlOrder:
+    from omniops_pipelines.crawl_order import CrawlOrder
+
+    given = {name: value for name, value in options.items() if value is not None}
+    return CrawlOrder(urls=urls, **given)
+
+
+def _run(order: CrawlOrder, *, customer_given: bool, as_json: bool) -> int:
+    """Check the order, run the job, print its summary; returns the exit status."""
+    from dataclasses import replace
+
+    from omniops_pipelines import crawl_order
+    from omniops_pipelines.instance import open_stack
+    from resources import stack
+
+    try:
+        if not order.job_id:
+            crawl_order.check_order(order)
+        _, endpoints = open_stack()
+        manager = stack.get_persistent_job_manager()
+        if order.job_id and not customer_given:
+            known = manager.get_job_from_postgres(order.job_id)
+            if known is not None:
+                order = replace(order, customer=known["customer"])
+        planned = crawl_order.plan_crawl(order, manager)
+        if not planned.finished:
+            crawl_order.check_hosts(planned.plan)
+    except crawl_order.InvalidOrder as error:
+        raise click.UsageError(str(error)) from error
+    del endpoints
+    if planned.finished:
+        return _already_finished(planned, as_json)
+    return _execute(order, planned, as_json)
+
+
+def _already_finished(planned: PlannedCrawl, as_json: bool) -> int:
+    from omniops_pipelines.cli.output import screen
+    from resources import stack
+
+    screen.print(f"Job {planned.job_id} is {planned.status} already: nothing was fetched.")
+    manager = stack.get_persistent_job_manager()
+    job = manager.get_job_from_postgres(planned.job_id) or {}
+    _print_summary(_summary(planned.job_id, job.get("run_id")), as_json)
+    return 0
+
+
+def _summary(job_id: str, run_id: str | None) -> dict[str, Any]:
+    from omniops_pipelines.job_summary import summarise
+    from resources import stack
+
+    return summarise(stack.get_persistent_job_manager(), job_id, run_id)
+
+
+def _print_summary(summary: Mapping[str, Any], as_json: bool) -> None:
+    from omniops_pipelines.cli import output
+
+    if as_json:
+        output.print_json({name: summary[name] for name in SUMMARY_FIELDS})
+    else:
+        output.print_facts(summary, title="\nSummary")
+
+
+def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
+    """Run the Dagster job in this process."""
+    from dataclasses import asdict
+
+    import dagster as dg
+
+    from omniops_pipelines import progress
+    from omniops_pipelines.cli.output import screen
+    from omniops_pipelines.cli.progress_bar import CrawlBar
+    from omniops_pipelines.definitions import defs
+    from omniops_pipelines.jobs.crawl import TAG_ON_INTERRUPT
+
+    config = asdict(order)
+    # The plan that was kept with the job counts; its urls are what the configuration has to name.
+    config.update(
+        urls=list(planned.plan.urls),
+        job_id=planned.job_id,
+        include=list(order.include),
+        exclude=list(order.exclude),
+        max_seconds=int(order.max_seconds),
+    )
+    screen.print(f"Job {planned.job_id}")
+    job = defs.resolve_job_def("crawl")
+    failure: str | None = None
+    run_id: str | None = None
+    interrupted = False
+    with dg.DagsterInstance.get() as instance, CrawlBar(screen) as bar, progress.listening(bar.update):
+        try:
+            result = job.execute_in_process(
+                run_config={
+                    "ops": {"plan_crawl": {"config": config}},
+                    # The run's log is in Postgres, for the UI; the terminal has the progress bar.
+                    "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+                },
+                instance=instance,
+                tags={TAG_ON_INTERRUPT: "paused"},
+                raise_on_error=False,
+            )
+            run_id = result.run_id
+            if not result.success:
+                failure = _failure_of(result)
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+            interrupted = True
+    if interrupted:
+        screen.print(f"Interrupted. Resume it with: omniops crawl --job-id {planned.job_id}")
+    elif failure:
+        screen.print(f"omniops: {failure}", style="red", soft_wrap=True)
+    summary = _summary(planned.job_id, run_id)
+    _print_summary(summary, as_json)
+    return 0 if summary["status"] == "completed" and failure is None and not interrupted else 1
+
+
+def _failure_of(result: Any) -> str:
+    """Why the run failed, in the words of the op that failed."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data is not None and data.user_failure_data.description:
+                return str(data.user_failure_data.description)
+            if data.error is not None:
+                return str(data.error.message).strip().splitlines()[0]
+    return "the run failed; its log in the Dagster UI says more"
+
+

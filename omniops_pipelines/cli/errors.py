@@ -1,0 +1,23 @@
+"""Which errors are for the person at the terminal, and in which words."""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError
+
+from omniops_pipelines.crawl_order import InvalidOrder, RefusedOrder
+from resources.postgres.connection import DatabaseError
+from resources.postgres.jobs import JobIdTaken, UnknownJob
+from resources.services import ServiceError
+
+_EXPECTED = (InvalidOrder, RefusedOrder, DatabaseError, ServiceError, JobIdTaken, UnknownJob)
+
+
+def sentence_for(error: BaseException) -> str | None:
+    """The error in one sentence, or None for one that nobody foresaw (its traceback is wanted then)."""
+    if isinstance(error, _EXPECTED):
+        # LookupError's str() would quote the message.
+        return str(error.args[0]) if error.args else str(error)
+    if isinstance(error, DBAPIError):
+        lines = str(error.orig).strip().splitlines()
+        return f"the database stopped answering or refused: {lines[0] if lines else type(error.orig).__name__}"
+    return None

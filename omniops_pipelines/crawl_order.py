@@ -1,0 +1,237 @@
+"""A crawl is ordered: what is asked for is checked before anything is written.
+
+The command line and the job's first op use the same checks, so that a wrong value gives the same sentence in the
+terminal and in the Dagster UI.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from resources.crawler.guard import HostCheckError, check_host
+from resources.crawler.plan import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_MAX_DEPTH,
+    DEFAULT_MAX_PAGES,
+    DEFAULT_MAX_SECONDS,
+    CrawlPlan,
+)
+from resources.crawler.urls import GlobError, Globs, InvalidUrl, normalise, site_of
+from resources.postgres.connection import DatabaseNotMigrated
+from resources.postgres.customers import InvalidSlug, check_slug
+from resources.postgres.job_status import JOB_TYPES, UNFINISHED
+from resources.postgres.migrate import migration_state
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resources.postgres.jobs import PersistentJobManager
+
+DEFAULT_CUSTOMER = "default"
+
+_BOUNDS: dict[str, tuple[float, float, str]] = {
+    "max_pages": (1, 100_000_000, "pages"),
+    "max_depth": (0, 10_000, "links"),
+    "max_seconds": (1, 7 * 86_400, "seconds"),
+    "concurrency": (1, 256, "requests at once"),
+}
+
+
+class InvalidOrder(ValueError):
+    """What was asked for cannot be done as it stands; the message says what to change."""
+
+
+class RefusedOrder(RuntimeError):
+    """What was asked for is well formed, but cannot be done now: the host, the job or the database says no."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrawlOrder:
+    """What somebody asked for, as it was typed. Fields are those of the job's configuration."""
+
+    urls: tuple[str, ...] = ()
+    customer: str = DEFAULT_CUSTOMER
+    job_id: str = ""
+    job_type: str = "full_crawl"
+    max_pages: int = DEFAULT_MAX_PAGES
+    max_depth: int = DEFAULT_MAX_DEPTH
+    max_seconds: float = DEFAULT_MAX_SECONDS
+    concurrency: int = DEFAULT_CONCURRENCY
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    respect_robots: bool = True
+    allow_private: bool = False
+    embed: bool = False
+    shards: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCrawl:
+    """A checked order.
+
+    Attributes:
+        job_id: made where none was given.
+        customer: slug.
+        domain: host (and port, where it is not the scheme's own) of the first url.
+        plan: what the crawler does.
+        status: of the job as it was found, or None for a new one.
+    """
+
+    job_id: str
+    customer: str
+    domain: str
+    plan: CrawlPlan
+    status: str | None
+
+    @property
+    def finished(self) -> bool:
+        """True if the job has ended already: there is nothing to fetch."""
+        return self.status is not None and self.status not in UNFINISHED
+
+
+def make_job_id(domain: str) -> str:
+    """A new job's id: sortable by time, recognisable by domain, unique by 32 random bits."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    host = "".join(c if c.isalnum() or c in ".-" else "-" for c in domain)[:60]
+    return f"{stamp}-{host}-{secrets.token_hex(4)}"
+
+
+def check_urls(urls: Sequence[str]) -> tuple[str, ...]:
+    """Normalise the start urls.
+
+    Raises:
+        InvalidOrder: there is none, or one is not an http(s) url.
+    """
+    if not urls:
+        msg = "no url was given: name at least one, for example https://docs.example.com/"
+        raise InvalidOrder(msg)
+    normal = []
+    for url in urls:
+        try:
+            normal.append(normalise(url.strip()))
+        except InvalidUrl as error:
+            raise InvalidOrder(str(error)) from error
+    return tuple(dict.fromkeys(normal))
+
+
+def check_order(order: CrawlOrder) -> CrawlPlan:
+    """Check everything that can be checked without a store or the network.
+
+    Raises:
+        InvalidOrder: the first thing that is wrong, with what it was and what it may be.
+    """
+    urls = check_urls(order.urls)
+    try:
+        check_slug(order.customer)
+    except InvalidSlug as error:
+        raise InvalidOrder(str(error)) from error
+    if order.job_id and (len(order.job_id.encode()) > 200 or not order.job_id.isprintable()):
+        msg = f"job id {order.job_id[:40]!r} cannot be used: it may have 1 to 200 printable bytes"
+        raise InvalidOrder(msg)
+    if order.job_type not in JOB_TYPES:
+        msg = f"job type {order.job_type!r} is unknown: it is one of {', '.join(JOB_TYPES)}"
+        raise InvalidOrder(msg)
+    if order.job_type not in ("full_crawl", "single_page"):
+        msg = f"job type {order.job_type!r} cannot be run by this version: use full_crawl or single_page"
+        raise InvalidOrder(msg)
+    for name, (low, high, unit) in _BOUNDS.items():
+        value = getattr(order, name)
+        if not low <= value <= high:
+            msg = f"{name} is {value}, but it must be between {low:g} and {high:g} {unit}"
+            raise InvalidOrder(msg)
+    if order.shards != 1:
+        msg = f"shards is {order.shards}, but this version crawls a job with one worker: leave it at 1"
+        raise InvalidOrder(msg)
+    if order.embed:
+        msg = "embed is on, but this version makes no embeddings: leave it off"
+        raise InvalidOrder(msg)
+    try:
+        Globs(order.include, order.exclude)
+    except GlobError as error:
+        raise InvalidOrder(str(error)) from error
+    return CrawlPlan(
+        urls=urls,
+        job_type=order.job_type,
+        max_pages=order.max_pages,
+        max_depth=order.max_depth,
+        max_seconds=order.max_seconds,
+        concurrency=order.concurrency,
+        include=tuple(order.include),
+        exclude=tuple(order.exclude),
+        respect_robots=order.respect_robots,
+        allow_private=order.allow_private,
+    )
+
+
+def check_database(database_url: str) -> None:
+    """Refuse a database without this version's tables, or with a newer version's.
+
+    Raises:
+        DatabaseError: it cannot be reached.
+        DatabaseNotMigrated: `omniops migrate` has to be run.
+        RefusedOrder: the database is newer than the code.
+    """
+    state = migration_state(database_url)
+    if not state.known:
+        msg = f"the database stands at revision {state.current}, which this version does not know: update it"
+        raise RefusedOrder(msg)
+    if not state.up_to_date:
+        msg = (
+            f"the database is not migrated (it stands at {state.current or 'nothing'}, this version needs "
+            f"{state.head}): run `omniops migrate`"
+        )
+        raise DatabaseNotMigrated(msg)
+
+
+def check_hosts(plan: CrawlPlan) -> None:
+    """Refuse start urls whose host has no address, is not to be fetched, or does not answer.
+
+    Raises:
+        RefusedOrder: with which host, and why.
+    """
+    seen = set()
+    for url in plan.urls:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        host = parts.hostname or ""
+        if (host, port) in seen:
+            continue
+        seen.add((host, port))
+        try:
+            check_host(host, port, plan.allow_private)
+        except HostCheckError as error:
+            raise RefusedOrder(str(error)) from error
+
+
+def plan_crawl(order: CrawlOrder, manager: PersistentJobManager) -> PlannedCrawl:
+    """Check an order against the job that it names, if any. Reads only.
+
+    An unfinished job is resumed with the plan that was kept with it; the order's urls may be left out then.
+
+    Raises:
+        InvalidOrder: the order itself is wrong.
+        RefusedOrder: the job belongs to another customer or was made for other urls.
+    """
+    job: dict[str, Any] | None = manager.get_job_from_postgres(order.job_id) if order.job_id else None
+    if job is None:
+        plan = check_order(order)
+        domain = site_of(plan.urls[0])
+        return PlannedCrawl(order.job_id or make_job_id(domain), order.customer, domain, plan, None)
+    if order.customer != job["customer"]:
+        msg = (
+            f"job {order.job_id} belongs to another customer than {order.customer!r}: "
+            "name its own customer, or choose another job id"
+        )
+        raise RefusedOrder(msg)
+    plan = CrawlPlan.from_config(job["config"]) if job["config"].get("urls") else check_order(order)
+    if order.urls and check_urls(order.urls) != plan.urls:
+        msg = (
+            f"job {order.job_id} was made for {', '.join(plan.urls)}, not for {', '.join(order.urls)}: "
+            "leave the url out to resume it, or choose another job id"
+        )
+        raise RefusedOrder(msg)
+    return PlannedCrawl(order.job_id, job["customer"], job["domain"], plan, job["status"])

@@ -1,0 +1,116 @@
+"""What `omniops doctor` looks at: each part of the installation, and what to do where it is not well."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import text
+
+from resources import stack
+from resources.postgres.connection import DatabaseError, connect_once, redact
+from resources.postgres.migrate import DAGSTER_SCHEMA, migration_state
+from resources.services import ServiceError
+from resources.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Postgres 15 brought security_invoker views, which tenancy needs.
+_OLDEST_POSTGRES = 150000
+_EXTENSIONS = ("vector",)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One part: whether it is well, what was found, and what to do if it is not."""
+
+    part: str
+    ok: bool
+    found: str
+    what_to_do: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def examine() -> list[Finding]:
+    """Look at everything. Never raises for something that is broken: that is a finding."""
+    settings = Settings.from_environment()
+    findings = list(_programs(settings))
+    try:
+        endpoints = stack.endpoints(settings)
+    except ServiceError as error:
+        return [*findings, Finding("embedded servers", False, str(error), f"read the logs under {settings.home}")]
+    findings += _postgres(endpoints.database_url, embedded=endpoints.embedded_postgres)
+    findings.append(_redis(endpoints.redis_url, embedded=endpoints.embedded_redis))
+    return findings
+
+
+def _programs(settings: Settings) -> Iterator[Finding]:
+    running = ".".join(str(part) for part in sys.version_info[:3])
+    fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Finding("python", fits, running, "" if fits else "use Python 3.11, 3.12 or 3.13")
+    for package in ("dagster", "crawlee", "SQLAlchemy", "psycopg", "redis"):
+        yield Finding(package.lower(), True, version(package))
+    yield Finding("home", True, str(settings.home))
+
+
+def _postgres(url: str, *, embedded: bool) -> list[Finding]:
+    where = "embedded" if embedded else redact(url)
+    findings = []
+    try:
+        with connect_once(url) as connection:
+            number = int(connection.scalar(text("SHOW server_version_num")) or 0)
+            shown = connection.scalar(text("SHOW server_version"))
+            fits = number >= _OLDEST_POSTGRES
+            findings.append(
+                Finding("postgres", fits, f"{shown} ({where})", "" if fits else "use PostgreSQL 15 or newer")
+            )
+            installed = dict(connection.execute(text("SELECT extname, extversion FROM pg_extension")).all())
+            for name in _EXTENSIONS:
+                findings.append(
+                    Finding(
+                        f"extension {name}",
+                        name in installed,
+                        installed.get(name, "missing"),
+                        "" if name in installed else f"CREATE EXTENSION {name}; as a role that may",
+                    )
+                )
+            dagster = connection.scalar(text("SELECT to_regclass(:t) IS NOT NULL"), {"t": f"{DAGSTER_SCHEMA}.runs"})
+        state = migration_state(url)
+    except DatabaseError as error:
+        return [*findings, Finding("postgres", False, str(error), "check OMNIOPS_DATABASE_URL, or unset it")]
+    findings.append(
+        Finding(
+            "migrations",
+            state.up_to_date,
+            f"at {state.current or 'nothing'}, this version needs {state.head}",
+            "" if state.up_to_date else "omniops migrate" if state.known else "update omniops_pipelines",
+        )
+    )
+    findings.append(
+        Finding("dagster storage", True, "ready" if dagster else "not made yet: the first run makes it")
+    )
+    return findings
+
+
+def _redis(url: str | None, *, embedded: bool) -> Finding:
+    where = "embedded" if embedded else "OMNIOPS_REDIS_URL"
+    if url is None:
+        return Finding("redis", True, "not used")
+    try:
+        client = Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
+        try:
+            info: dict[str, Any] = client.info("server")  # type: ignore[assignment]
+        finally:
+            client.close()
+    except (RedisError, OSError) as error:
+        return Finding("redis", False, f"{where}: {error}", "check OMNIOPS_REDIS_URL; crawls go on without a cache")
+    found = info.get("valkey_version") or info.get("redis_version")
+    return Finding("redis", True, f"{info.get('server_name', 'redis')} {found} ({where})")

@@ -1,0 +1,1 @@
+"""Dagster jobs: thin ops over the plain Python of `resources`."""

@@ -1,0 +1,408 @@
+"""The job `crawl`: plan_crawl → crawl_pages → complete_crawl.
+
+The ops are thin. What is asked for is checked by `crawl_order`, what is fetched is `resources.crawler`'s, what is
+kept is `resources.postgres`'s; here they meet Dagster: configuration, progress, cancellation, materialisations.
+
+Annotations are evaluated here (no `from __future__ import annotations`): Dagster reads the ops' own.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from assets.audit import AUDIT_TABLES
+from assets.content import CONTENT_TABLES
+from assets.row_counts import count_rows
+from omniops_pipelines import crawl_order, progress
+from omniops_pipelines.crawl_order import CrawlOrder, InvalidOrder, RefusedOrder
+from omniops_pipelines.job_summary import summarise
+from resources.crawler.crawl import Crawl
+from resources.crawler.plan import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_MAX_DEPTH,
+    DEFAULT_MAX_PAGES,
+    DEFAULT_MAX_SECONDS,
+    CrawlOutcome,
+    CrawlPlan,
+    CrawlProgress,
+)
+from resources.postgres.connection import DatabaseError, DatabaseUnreachable
+from resources.postgres.customers import ensure_customer
+from resources.postgres.frontier import CrawlFrontier, FinishedUrl, WorkerReplaced
+from resources.postgres.job_status import InvalidJobTransition
+from resources.postgres.jobs import MAX_CACHED_RESULTS, JobIdTaken, PersistentJobManager
+from resources.postgres.resource import PostgresResource
+from resources.services import ServiceError
+
+# Run tags. The last says what becomes of the job when its run is interrupted: `cancelled` (somebody cancels the run
+# in the UI: the job is over) or `paused` (Ctrl-C at the command line: the job can be resumed).
+TAG_JOB = "omniops/job_id"
+TAG_DOMAIN = "omniops/domain"
+TAG_CUSTOMER = "omniops/customer"
+TAG_ON_INTERRUPT = "omniops/on_interrupt"
+
+# A line in the run's log costs a connection (20 to 30 ms), so they come less often as a run grows old.
+_REPORT_SECONDS = ((60.0, 5.0), (600.0, 15.0), (float("inf"), 60.0))
+
+# After an interruption the crawl has so long to commit what is finished before it is left behind: its transaction
+# is atomic, and its lease runs out by itself.
+_STOP_SECONDS = 20.0
+
+
+class JobType(str, Enum):  # noqa: UP042 - Dagster's Launchpad types enums by member name; both are the same here
+    """How a job goes about a site."""
+
+    full_crawl = "full_crawl"
+    incremental = "incremental"
+    sitemap = "sitemap"
+    single_page = "single_page"
+
+
+class CrawlConfig(dg.Config):
+    """What to crawl, and within which limits."""
+
+    urls: list[str] = Field(
+        description="Start urls, http or https. The crawl stays on their hosts. The only required field."
+    )
+    customer: str = Field(
+        default=crawl_order.DEFAULT_CUSTOMER,
+        description="Slug of the customer whose pages these are; made on first use.",
+    )
+    job_id: str = Field(
+        default="",
+        description="Id of the job; made if empty. Naming an unfinished job resumes it where it stopped.",
+    )
+    job_type: JobType = Field(
+        default=JobType.full_crawl,
+        description="full_crawl: everything reachable within the limits. single_page: the start urls alone.",
+    )
+    max_pages: int = Field(
+        default=DEFAULT_MAX_PAGES, description="At most so many urls are fetched, failures and skips included."
+    )
+    max_depth: int = Field(default=DEFAULT_MAX_DEPTH, description="How many links away from a start url.")
+    max_seconds: int = Field(default=DEFAULT_MAX_SECONDS, description="Longest duration of this run, in seconds.")
+    concurrency: int = Field(default=DEFAULT_CONCURRENCY, description="Requests at once.")
+    include: list[str] = Field(
+        default=[],
+        description="Globs: where there are any, only links that match one are followed "
+        "(/docs/** on the path, https://example.com/docs/** on the whole url).",
+    )
+    exclude: list[str] = Field(default=[], description="Globs: links that match one are not followed.")
+    respect_robots: bool = Field(default=True, description="Obey robots.txt, noindex and nofollow.")
+    allow_private: bool = Field(
+        default=False,
+        description="Allow private and loopback addresses. For sites on one's own machine, never for a customer's.",
+    )
+    embed: bool = Field(default=False, description="Compute embeddings. Not part of this version: leave it off.")
+    shards: int = Field(default=1, description="Workers that share the job. This version has one: leave it at 1.")
+
+    def order(self) -> CrawlOrder:
+        """The configuration as an order."""
+        return CrawlOrder(
+            urls=tuple(self.urls),
+            customer=self.customer,
+            job_id=self.job_id,
+            job_type=self.job_type.value,
+            max_pages=self.max_pages,
+            max_depth=self.max_depth,
+            max_seconds=self.max_seconds,
+            concurrency=self.concurrency,
+            include=tuple(self.include),
+            exclude=tuple(self.exclude),
+            respect_robots=self.respect_robots,
+            allow_private=self.allow_private,
+            embed=self.embed,
+            shards=self.shards,
+        )
+
+
+def _refuse(error: Exception) -> dg.Failure:
+    """A clear end of the run, without retries: the same order would be refused again."""
+    return dg.Failure(description=str(error), allow_retries=False)
+
+
+@dg.op(description="Checks what is asked for, and records the job. Nothing is written before all of it is right.")
+def plan_crawl(
+    context: dg.OpExecutionContext, config: CrawlConfig, postgres: PostgresResource
+) -> dict[str, Any]:
+    """Turn the configuration into a recorded job."""
+    order = config.order()
+    try:
+        if not order.job_id:
+            crawl_order.check_order(order)
+        crawl_order.check_database(postgres.endpoints().database_url)
+        manager = postgres.job_manager()
+        planned = crawl_order.plan_crawl(order, manager)
+        if not planned.finished:
+            crawl_order.check_hosts(planned.plan)
+            if planned.status is None:
+                with postgres.engine().begin() as connection:
+                    customer_id = ensure_customer(connection, planned.customer)
+                manager.create_job(
+                    planned.job_id,
+                    None,
+                    {
+                        "customer_id": customer_id,
+                        "domain": planned.domain,
+                        "job_type": planned.plan.job_type,
+                        "config": planned.plan.as_config(),
+                    },
+                )
+            manager.update_job_status(planned.job_id, "running", run_id=context.run_id)
+    except (InvalidOrder, RefusedOrder, DatabaseError, ServiceError, JobIdTaken, InvalidJobTransition) as error:
+        raise _refuse(error) from error
+    context.instance.add_run_tags(
+        context.run_id,
+        {TAG_JOB: planned.job_id, TAG_DOMAIN: planned.domain, TAG_CUSTOMER: planned.customer},
+    )
+    if planned.finished:
+        context.log.info(f"job {planned.job_id} is {planned.status} already: nothing is fetched")
+    elif planned.status is not None:
+        context.log.info(f"job {planned.job_id} was {planned.status}: it is resumed where it stopped")
+    else:
+        context.log.info(f"job {planned.job_id}: {', '.join(planned.plan.urls)}")
+    return {
+        "job_id": planned.job_id,
+        "customer": planned.customer,
+        "domain": planned.domain,
+        "finished": planned.finished,
+    }
+
+
+@dg.op(description="Crawls: fetches, reads and keeps pages, batch by batch, each in one transaction.")
+def crawl_pages(
+    context: dg.OpExecutionContext, planned: dict[str, Any], postgres: PostgresResource
+) -> dict[str, Any]:
+    """Run the crawl in a thread of its own, report its progress, and pass an interruption on to it."""
+    job_id: str = planned["job_id"]
+    if planned["finished"]:
+        return {**planned, "finish_reason": None, "detail": None, "complete": True, "seconds": 0.0}
+    manager = postgres.job_manager()
+    job = manager.get_job_from_postgres(job_id)
+    if job is None:
+        msg = f"job {job_id} was removed while its run was starting"
+        raise _refuse(RuntimeError(msg))
+    plan = CrawlPlan.from_config(job["config"])
+    frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
+    stats = manager.get_job_stats(job_id)
+    crawl = Crawl(
+        plan,
+        frontier,
+        start_from=CrawlProgress(
+            total=stats.total_pages,
+            successful=stats.successful_pages,
+            failed=stats.failed_pages,
+            skipped=stats.skipped_pages,
+        ),
+        on_committed=_result_cache(manager, job_id),
+        reconnect=postgres.endpoints().ensure_running,
+        run_id=context.run_id,
+    )
+    report = _reporter(context, planned, crawl.progress)
+    on_interrupt = context.run.tags.get(TAG_ON_INTERRUPT, "cancelled")
+    try:
+        outcome = _run_interruptibly(
+            crawl, on_interrupt, lambda: (progress.publish(job_id, plan, crawl.progress), report())
+        )
+    except WorkerReplaced as error:
+        # The job goes on elsewhere: this run has failed, the job has not.
+        raise _refuse(error) from error
+    except DatabaseUnreachable as error:
+        _set_aside(manager, job_id, str(error))
+        raise _refuse(error) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        manager.fail_job(job_id, reason)
+        context.log.exception("the crawl failed")
+        raise dg.Failure(description=f"job {job_id} failed: {reason}", allow_retries=False) from error
+    except BaseException:  # an interruption
+        _interrupted(manager, job_id, on_interrupt)
+        raise
+    progress.publish(job_id, plan, crawl.progress)
+    return {
+        **planned,
+        "finish_reason": outcome.finish_reason,
+        "detail": outcome.detail,
+        "complete": outcome.complete,
+        "seconds": round(outcome.progress.seconds, 3),
+        "bytes": outcome.progress.bytes,
+        "retries": outcome.progress.retries,
+        "repairs": outcome.progress.repairs,
+        "phases": {name: round(seconds, 3) for name, seconds in outcome.progress.phases.items()},
+    }
+
+
+@dg.op(description="Ends the job's record, and reports what the content and audit tables hold now.")
+def complete_crawl(
+    context: dg.OpExecutionContext, crawled: dict[str, Any], postgres: PostgresResource
+) -> dict[str, Any]:
+    """Complete (or fail) the job, materialise the assets, and put the job's figures on the run's page."""
+    job_id: str = crawled["job_id"]
+    manager = postgres.job_manager()
+    job = manager.get_job_from_postgres(job_id)
+    if job is None:
+        msg = f"job {job_id} was removed while its run was ending"
+        raise _refuse(RuntimeError(msg))
+    if not crawled["finished"] and crawled["complete"] and job["status"] == "running":
+        frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
+        if frontier.live_workers():
+            context.log.info("another worker is still at this job: it will complete it")
+        elif crawled["finish_reason"] == "site_unreachable":
+            job = manager.fail_job(job_id, crawled["detail"], "site_unreachable")
+        else:
+            job = manager.update_job_status(
+                job_id, "completed", crawled["detail"], finish_reason=crawled["finish_reason"]
+            )
+    summary = summarise(manager, job_id, context.run_id)
+    for table in (*CONTENT_TABLES, *AUDIT_TABLES):
+        rows = count_rows(postgres.engine(), table, job_id=job_id, customer_id=job["customer_id"])
+        context.log_event(
+            dg.AssetMaterialization(
+                asset_key=table.name,
+                description=f"{rows} rows of {table.scope} after job {job_id}",
+                metadata={
+                    "dagster/row_count": rows,
+                    "job_id": job_id,
+                    "customer": crawled["customer"],
+                    "domain": crawled["domain"],
+                },
+            )
+        )
+    figures = {name: value for name, value in summary.items() if value is not None}
+    context.add_output_metadata({**figures, "phases": crawled.get("phases") or {}})
+    if job["status"] == "failed":
+        raise dg.Failure(
+            description=f"job {job_id} failed: {job['error_message']}", metadata=figures, allow_retries=False
+        )
+    return summary
+
+
+@dg.job(
+    name="crawl",
+    description="Crawls a website into Redis (for hours) and Postgres (for good). Kill it at any moment and launch "
+    "it again with the same job_id: it goes on where it stopped.",
+    executor_def=dg.in_process_executor,
+    tags={"dagster/kind": "crawl"},
+)
+def crawl_job() -> None:
+    """The main job."""
+    complete_crawl(crawl_pages(plan_crawl()))
+
+
+def _run_interruptibly(crawl: Crawl, on_interrupt: str, tick: Callable[[], object]) -> CrawlOutcome:
+    """Run the crawl in a thread and wait for it in short steps, so that an interruption is heard at once."""
+    ended: list[CrawlOutcome | BaseException] = []
+
+    def work() -> None:
+        try:
+            ended.append(crawl.run())
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            ended.append(error)
+
+    thread = threading.Thread(target=work, name="crawl", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+            tick()
+    except BaseException:
+        crawl.stop(on_interrupt)
+        thread.join(_STOP_SECONDS)
+        raise
+    result = ended[0]
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _result_cache(manager: PersistentJobManager, job_id: str) -> Callable[[Sequence[FinishedUrl]], None]:
+    """Copies committed results to Redis, up to a bound for each run."""
+    room = MAX_CACHED_RESULTS
+
+    def copy(finished: Sequence[FinishedUrl]) -> None:
+        nonlocal room
+        if room <= 0:
+            return
+        chosen = finished[:room]
+        room -= len(chosen)
+        manager.cache_results(job_id, {f.url: _cached_result(f) for f in chosen})
+
+    return copy
+
+
+def _cached_result(finished: FinishedUrl) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "url": finished.url,
+        "status": finished.status,
+        "http_status": finished.http_status,
+        "processing_time_ms": finished.processing_time_ms,
+        "error_message": finished.error_message,
+        "skip_reason": finished.skip_reason,
+        "content_hash": finished.content_hash,
+    }
+    if finished.content is not None:
+        result["title"] = finished.content.title
+        result["lang"] = finished.content.lang
+        result["text"] = finished.content.text
+    return result
+
+
+def _reporter(
+    context: dg.OpExecutionContext, planned: dict[str, Any], now: CrawlProgress
+) -> Callable[[], None]:
+    """Reports progress to the run's log and as an observation of `scraped_pages`, every few seconds."""
+    started = last = time.monotonic()
+
+    def report() -> None:
+        nonlocal last
+        moment = time.monotonic()
+        interval = next(every for age, every in _REPORT_SECONDS if moment - started < age)
+        if moment - last < interval:
+            return
+        last = moment
+        line = (
+            f"{now.total} pages ({now.successful} kept, {now.failed} failed, {now.skipped} skipped), "
+            f"{now.pages_per_second:.1f} pages/s, {now.waiting} waiting"
+        )
+        try:
+            context.log.info(line)
+            context.log_event(
+                dg.AssetObservation(
+                    asset_key="scraped_pages",
+                    description=line,
+                    metadata={
+                        "job_id": planned["job_id"],
+                        "total_pages": now.total,
+                        "successful_pages": now.successful,
+                        "failed_pages": now.failed,
+                        "skipped_pages": now.skipped,
+                        "pages_per_second": round(now.pages_per_second, 2),
+                        "waiting": now.waiting,
+                    },
+                )
+            )
+        except Exception as error:  # noqa: BLE001 - Dagster's storage may be away for a moment; the crawl is not
+            dg.get_dagster_logger().debug("progress could not be reported: %s", error)
+
+    return report
+
+
+def _set_aside(manager: PersistentJobManager, job_id: str, message: str) -> None:
+    """After the database was lost: pause the job if it can be reached again; else it stays `running`. Both resume."""
+    try:
+        manager.update_job_status(job_id, "paused", message, finish_reason="paused")
+    except Exception as error:  # noqa: BLE001 - the database is still away; the first error is the one to report
+        dg.get_dagster_logger().warning("job %s keeps its status, since the database is away: %s", job_id, error)
+
+
+def _interrupted(manager: PersistentJobManager, job_id: str, status: str) -> None:
+    """Record what became of the job; it may have ended in the same moment, and then it has."""
+    try:
+        manager.update_job_status(job_id, status, finish_reason=status)
+    except InvalidJobTransition as error:
+        dg.get_dagster_logger().warning("%s", error)

@@ -1,0 +1,612 @@
+"""A crawl: Crawlee's `BasicCrawler` over the Postgres frontier, a guarded client, and a batch writer.
+
+Crawlee keeps the concurrency and runs a handler for each request. Everything that must survive a kill is in
+Postgres: see `resources.postgres.frontier`. The crawl runs in an event loop of its own, in a thread of its own, so
+that whoever waits for it (a Dagster op, the command line) can be interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from crawlee import ConcurrencySettings, service_locator
+from crawlee.configuration import Configuration
+from crawlee.crawlers import BasicCrawler, BasicCrawlingContext
+from crawlee.errors import ServiceConflictError
+from crawlee.events import EventManager
+from crawlee.statistics import Statistics
+from crawlee.storage_clients import MemoryStorageClient
+
+from resources.crawler.client import FetchLimits, GuardedHttpClient
+from resources.crawler.page import parse
+from resources.crawler.plan import CrawlOutcome, CrawlProgress
+from resources.crawler.request_manager import FrontierRequestManager, Pace, Task
+from resources.crawler.robots import RobotsPolicy, fetch_policy
+from resources.crawler.urls import Globs, looks_binary, origin_of, site_of, url_hash
+from resources.crawler.writer import BatchWriter
+from resources.postgres.frontier import (
+    HEARTBEAT_SECONDS,
+    Batch,
+    Committed,
+    CrawlFrontier,
+    FinishedUrl,
+    FoundLink,
+    FrontierUrl,
+    PageContent,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from resources.crawler.client import Fetched
+    from resources.crawler.page import Page
+    from resources.crawler.plan import CrawlPlan
+
+logger = logging.getLogger(__name__)
+
+# Tries of one url: the first and two more, with 0.5 s and 1 s between them, give or take a half.
+MAX_TRIES = 3
+BACKOFF_SECONDS = 0.5
+# Rows for urls that were found and not followed (depth, globs): enough to explain, bounded where there are millions.
+MAX_UNFOLLOWED_ROWS = 10_000
+# After a stop, requests under way have so long to be cut off before the crawl ends without them.
+STOP_SECONDS = 5.0
+
+# None: no type was given and the body is empty (the client gives HTML its type by its first bytes).
+_PAGE_TYPES = ("text/html", "application/xhtml+xml", "text/plain", None)
+
+
+class _NoEvents(EventManager):
+    """Crawlee's process-wide event bus, without its tasks.
+
+    It feeds the autoscaler, which is pinned here, and is entered by every crawler: two crawls in two threads would
+    share its event-loop objects. Nothing is emitted, so nothing is shared.
+    """
+
+    @property
+    def active(self) -> bool:
+        return True
+
+    async def __aenter__(self) -> _NoEvents:  # type: ignore[override]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    def on(self, **_: Any) -> None:
+        return None
+
+    def off(self, **_: Any) -> None:
+        return None
+
+    def emit(self, **_: Any) -> None:
+        return None
+
+
+_crawlee_lock = threading.Lock()
+
+
+def _quiet_crawlee() -> EventManager:
+    """Give Crawlee the empty event bus and silence its log lines for single pages."""
+    with _crawlee_lock:
+        logging.getLogger("crawlee").setLevel(logging.CRITICAL)
+        if not isinstance(service_locator._event_manager, _NoEvents):  # noqa: SLF001 - the getter would make one
+            try:
+                service_locator.set_event_manager(_NoEvents())
+            except ServiceConflictError:
+                logger.warning("Crawlee was used before in this process: its event manager stays in use")
+        return service_locator.get_event_manager()
+
+
+class _FrontierCrawler(BasicCrawler):
+    """BasicCrawler without the state that it saves at its end: the frontier is the state."""
+
+    async def _save_crawler_state(self) -> None:
+        return None
+
+
+class Crawl:
+    """One run of a crawl job.
+
+    Args:
+        plan: what to do.
+        frontier: the job's frontier; the seeds may be in it already.
+        start_from: results that the job has from earlier runs, by `total`, `successful`, `failed`, `skipped`.
+        on_committed: told of what was acknowledged after each commit, in the writer's thread (the cache).
+        reconnect: called when the database was lost, before it is tried again.
+        run_id: of the Dagster run, kept with the worker.
+        limits: bounds of one fetch.
+    """
+
+    def __init__(
+        self,
+        plan: CrawlPlan,
+        frontier: CrawlFrontier,
+        *,
+        start_from: CrawlProgress | None = None,
+        on_committed: Callable[[Sequence[FinishedUrl]], None] | None = None,
+        reconnect: Callable[[], None] | None = None,
+        run_id: str | None = None,
+        limits: FetchLimits | None = None,
+    ) -> None:
+        self._plan = plan
+        self._frontier = frontier
+        self._on_committed = on_committed
+        self._reconnect = reconnect
+        self._run_id = run_id
+        limits = limits or FetchLimits()
+        self._limits = replace(limits, connections=max(limits.connections, plan.concurrency))
+        self.progress = start_from or CrawlProgress()
+        self._sites = frozenset(site_of(url) for url in plan.urls)
+        self._globs = Globs(plan.include, plan.exclude)
+        self._policies: dict[str, RobotsPolicy] = {}
+        self._policy_locks: dict[str, asyncio.Lock] = {}
+        self._paces: dict[str, Pace] = {}
+        self._redirects: dict[int, int] = {}
+        self._seed_outcomes: dict[int, FinishedUrl] = {}
+        self._seed_hashes = frozenset(url_hash(url) for url in plan.urls)
+        self._stop_reason: str | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._manager: FrontierRequestManager | None = None
+        self._crawler: _FrontierCrawler | None = None
+        self._client: GuardedHttpClient | None = None
+        self._aborting: asyncio.Task[None] | None = None
+        self._started = 0.0
+
+    # --- from any thread ------------------------------------------------------------------------------------
+
+    def run(self) -> CrawlOutcome:
+        """Crawl until nothing is left, a limit is reached, or `stop` is called.
+
+        Raises:
+            WorkerReplaced: another worker took over.
+            DatabaseUnreachable: the database stayed away for longer than the writer's patience.
+        """
+        try:
+            import uvloop  # noqa: PLC0415 - not on Windows
+
+            factory = uvloop.new_event_loop
+        except ImportError:
+            factory = asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(self._run())
+
+    def stop(self, reason: str) -> None:
+        """End the crawl for this reason: requests under way are cut off, what is finished is committed."""
+        loop = self._loop
+        if self._stop_reason is None:
+            self._stop_reason = reason
+        if loop is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(self._stop_now)
+            except RuntimeError:  # the loop closed at this very moment: the crawl has ended
+                logger.debug("the crawl had ended before it was stopped")
+
+    # --- the run --------------------------------------------------------------------------------------------
+
+    async def _run(self) -> CrawlOutcome:
+        self._loop = asyncio.get_running_loop()
+        self._started = time.monotonic()
+        # One thread: the frontier's calls follow each other, and a claim never overtakes a commit.
+        with ThreadPoolExecutor(1, thread_name_prefix="frontier") as executor:
+            while True:
+                await self._work(executor)
+                if self._stop_reason is not None or self._budget_spent():
+                    break
+                # A commit whose answer was lost may have left urls that nobody held; released, they show here.
+                if not await self._loop.run_in_executor(executor, self._frontier.has_waiting_urls):
+                    break
+            return await self._outcome(executor)
+
+    def _budget_spent(self) -> bool:
+        return self._manager is not None and self._manager.budget_spent
+
+    async def _work(self, executor: ThreadPoolExecutor) -> None:
+        """Be a worker of the job until there is nothing more to do."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(executor, self._frontier.take_over_dead_workers)
+        seeds = [FrontierUrl(url_hash(url), url, 0) for url in self._plan.urls]
+        await loop.run_in_executor(executor, self._frontier.seed, seeds)
+        worker = await loop.run_in_executor(
+            executor, lambda: self._frontier.register_worker(run_id=self._run_id)
+        )
+        manager = FrontierRequestManager(
+            self._frontier, worker, self._plan.max_pages, self._paces, executor
+        )
+        writer = BatchWriter(
+            lambda batch: self._commit(worker, batch, manager.own_links),
+            manager.committed,
+            lambda: manager.hungry,
+            executor,
+            self._reconnect,
+        )
+        manager.writer = writer
+        self._manager = manager
+        client = GuardedHttpClient(allow_private=self._plan.allow_private, limits=self._limits)
+        self._client = client
+        crawler = self._build_crawler(client, manager)
+        self._crawler = crawler
+        writer.start()
+        watch = asyncio.create_task(self._watch(worker, manager, executor), name="crawl watch")
+        try:
+            if self._stop_reason is None:
+                await crawler.run()
+            await writer.close()
+            if manager.error is not None:
+                raise manager.error
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+            await client.cleanup()
+            self._update_progress(manager, writer)
+            await self._release(worker, executor)
+
+    async def _release(self, worker: int, executor: ThreadPoolExecutor) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(executor, self._frontier.release_worker, worker)
+        except Exception as error:  # noqa: BLE001 - the lease runs out by itself; the crawl's own error matters more
+            logger.warning("worker %d could not be released (%s): its lease runs out by itself", worker, error)
+
+    def _build_crawler(self, client: GuardedHttpClient, manager: FrontierRequestManager) -> _FrontierCrawler:
+        events = _quiet_crawlee()
+        n = self._plan.concurrency
+        crawler = _FrontierCrawler(
+            configuration=Configuration(purge_on_start=False),
+            event_manager=events,
+            storage_client=MemoryStorageClient(),
+            request_manager=manager,
+            http_client=client,
+            request_handler=self._handle,
+            # The autoscaler watches the whole machine and would fall to one request at a time beside other work.
+            concurrency_settings=ConcurrencySettings(
+                min_concurrency=n, desired_concurrency=n, max_concurrency=n
+            ),
+            max_request_retries=0,
+            use_session_pool=False,
+            retry_on_blocked=False,
+            configure_logging=False,
+            statistics=Statistics.with_default_state(
+                persistence_enabled=False, log_interval=timedelta(days=1)
+            ),
+            status_message_logging_interval=timedelta(days=1),
+            # The client has its own time limit for a page; this one only catches a handler that hangs.
+            request_handler_timeout=timedelta(seconds=2 * self._limits.page_seconds + 60),
+        )
+        return crawler
+
+    def _commit(self, worker: int, batch: Batch, own_links: int) -> Committed:
+        """In the writer's thread: Postgres first, then what it took goes to the cache."""
+        started = time.perf_counter()
+        done = self._frontier.commit(worker, batch, own_links=own_links)
+        written = time.perf_counter()
+        taken = [finished for finished in batch.finished if finished.hash in done.acknowledged]
+        progress = self.progress
+        progress.phases["write"] += written - started
+        for finished in taken:
+            progress.total += 1
+            if finished.status == "success":
+                progress.successful += 1
+            elif finished.status == "failed":
+                progress.failed += 1
+            else:
+                progress.skipped += 1
+        if self._on_committed is not None and taken:
+            self._on_committed(taken)
+            progress.phases["cache"] += time.perf_counter() - written
+        return done
+
+    async def _watch(
+        self, worker: int, manager: FrontierRequestManager, executor: ThreadPoolExecutor
+    ) -> None:
+        """Keep the time limit, renew the lease, and hear when another program ends the job."""
+        loop = asyncio.get_running_loop()
+        next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+        while True:
+            await asyncio.sleep(0.25)
+            if manager.writer is not None:
+                self._update_progress(manager, manager.writer)
+            now = time.monotonic()
+            if now - self._started >= self._plan.max_seconds and self._stop_reason is None:
+                self._stop_reason = "max_seconds"
+                self._stop_now()
+            if now < next_heartbeat:
+                continue
+            next_heartbeat = now + HEARTBEAT_SECONDS
+            try:
+                status = await loop.run_in_executor(
+                    executor, lambda: self._frontier.heartbeat(worker, busy=True)
+                )
+            except Exception as error:  # noqa: BLE001 - the writer decides about a lost database, and the fence about a lost lease
+                logger.warning("heartbeat failed: %s", error)
+                continue
+            if status in ("paused", "cancelled", "failed") and self._stop_reason is None:
+                self._stop_reason = status if status != "failed" else "error"
+                self._stop_now()
+
+    def _stop_now(self) -> None:
+        """On the loop: hand out nothing more, and cut off what is under way."""
+        if self._manager is not None:
+            self._manager.stop()
+        if self._crawler is not None:
+            self._crawler.stop(self._stop_reason or "stopped")
+        if self._client is not None and self._aborting is None:
+            self._aborting = asyncio.ensure_future(self._client.cleanup())
+
+    def _update_progress(self, manager: FrontierRequestManager, writer: BatchWriter) -> None:
+        progress = self.progress
+        progress.waiting = manager.waiting
+        progress.in_flight = manager.in_flight
+        progress.seconds = time.monotonic() - self._started
+
+    # --- one page -------------------------------------------------------------------------------------------
+
+    async def _handle(self, context: BasicCrawlingContext) -> None:
+        """Fetch and read one url; its outcome and links go to the writer together.
+
+        It raises nothing: an unforeseen error is the outcome of this page and of no other.
+        """
+        manager, client = self._manager, self._client
+        if manager is None or client is None or manager.writer is None:  # pragma: no cover - set before the crawler runs
+            return
+        task = manager.task_of(context.request)
+        task.tries += 1
+        try:
+            finished, links = await self._visit(task, manager, client)
+        except Exception as error:  # noqa: BLE001 - see above
+            logger.exception("page %s could not be handled", task.url)
+            finished = [self._failed(task, task.url, f"internal: {type(error).__name__}: {error}"[:500])]
+            links = []
+        if finished:
+            self.progress.fetched += len(finished)
+            for outcome in finished:
+                if outcome.hash in self._seed_hashes:
+                    self._seed_outcomes[outcome.hash] = outcome
+            manager.writer.add(finished, links)
+
+    async def _visit(
+        self, task: Task, manager: FrontierRequestManager, client: GuardedHttpClient
+    ) -> tuple[list[FinishedUrl], list[FoundLink]]:
+        """The outcomes of one url (two, where a redirect led to a page) and the links found; none to try again."""
+        policy = await self._policy(task.url, client)
+        if not policy.allowed(task.url):
+            skipped = self._skipped(task, task.url, "robots_txt")
+            skipped.error_message = policy.reason
+            return [skipped], []
+        started = time.perf_counter()
+        fetched = await client.fetch(task.url, follow=lambda target: self._may_follow(target, manager))
+        self.progress.phases["fetch"] += time.perf_counter() - started
+        self.progress.bytes += fetched.http_bytes
+        if manager.stopping and (fetched.error is not None or fetched.retryable):
+            return [], []  # cut off by the stop: it stays in the frontier, to be fetched when the job resumes
+        if fetched.retryable and task.tries < MAX_TRIES:
+            self.progress.retries += 1
+            self._retry(task, fetched, manager)
+            return [], []
+        if not fetched.redirects:
+            return self._read(task, task.url, fetched, manager)
+        return self._after_redirect(task, fetched, manager)
+
+    def _after_redirect(
+        self, task: Task, fetched: Fetched, manager: FrontierRequestManager
+    ) -> tuple[list[FinishedUrl], list[FoundLink]]:
+        """The source of a redirect is skipped; what it led to is kept under its own url."""
+        target = fetched.final_url
+        target_hash = url_hash(target)
+        if fetched.error in ("known", "robots_txt"):
+            if self._closes_a_loop(task.hash, target_hash):
+                return [self._failed(task, task.url, f"redirect_loop: through {target}")], []
+            self._redirects[task.hash] = target_hash
+            reason = "redirect" if fetched.error == "known" else "robots_txt"
+            source = self._skipped(task, task.url, reason, fetched)
+            source.redirected_to = target
+            return [source], []
+        if fetched.error is not None and (fetched.error.startswith("redirect_") or fetched.error == "too_many_redirects"):
+            failed = self._failed(task, task.url, _message(fetched), fetched)
+            failed.redirected_to = target
+            return [failed], []
+        self._redirects[task.hash] = target_hash
+        source = self._skipped(task, task.url, "redirect", fetched)
+        source.redirected_to = target
+        source.http_status = None
+        if manager.adopt(target_hash):
+            finished, links = self._read(
+                Task(target_hash, target, task.depth, task.tries), target, fetched, manager
+            )
+            for outcome in finished:
+                outcome.adopted = True
+            return [source, *finished], links
+        # No page is left in the budget, or another request has it: it waits in the frontier like any link.
+        links = [] if manager.knows(target_hash) else [FoundLink(target_hash, target, task.depth)]
+        return [source], links
+
+    def _closes_a_loop(self, source: int, target: int) -> bool:
+        """True if the redirects known so far lead from the target back to the source."""
+        seen = set()
+        while target in self._redirects and target not in seen:
+            if target == source:
+                return True
+            seen.add(target)
+            target = self._redirects[target]
+        return target == source
+
+    def _may_follow(self, target: str, manager: FrontierRequestManager) -> str | None:
+        if site_of(target) not in self._sites:
+            return "redirect_off_site"
+        if manager.knows(url_hash(target)):
+            return "known"
+        policy = self._policies.get(origin_of(target))
+        if policy is not None and not policy.allowed(target):
+            return "robots_txt"
+        return None
+
+    def _read(
+        self, task: Task, url: str, fetched: Fetched, manager: FrontierRequestManager
+    ) -> tuple[list[FinishedUrl], list[FoundLink]]:
+        """Turn an answer into its outcome and links."""
+        if fetched.error is not None:
+            return [self._failed(task, url, _message(fetched), fetched)], []
+        status = fetched.status or 0
+        if not 200 <= status < 300:
+            failed = self._failed(task, url, f"HTTP {status}", fetched)
+            failed.gone = status in (404, 410)
+            return [failed], []
+        if fetched.content_type not in _PAGE_TYPES or (fetched.content_type is None and fetched.http_bytes):
+            skipped = self._skipped(task, url, "content_type", fetched)
+            skipped.error_message = f"content type {fetched.content_type or 'not given, and the body is no HTML'}"
+            return [skipped], []
+        started = time.perf_counter()
+        page = parse(
+            fetched.body,
+            url,
+            fetched.content_type,
+            fetched.charset,
+            with_text=self._plan.keep_text,
+            respect_nofollow=self._plan.respect_robots,
+            robots_header=fetched.headers.get("X-Robots-Tag") if self._plan.respect_robots else None,
+        )
+        parse_seconds = time.perf_counter() - started
+        self.progress.phases["parse"] += parse_seconds
+        repairs = page.malformed_links + page.cleaned
+        self.progress.repairs += repairs
+        links = [] if page.nofollow and self._plan.respect_robots else self._links(task, page, manager)
+        if page.noindex and self._plan.respect_robots:
+            outcome = self._skipped(task, url, "noindex", fetched)
+        else:
+            outcome = FinishedUrl(
+                task.hash,
+                url,
+                task.depth,
+                "success",
+                http_status=status,
+                content_hash=page.content_hash,
+                tries=task.tries,
+                bytes=fetched.http_bytes,
+                content=PageContent(
+                    domain=site_of(url),
+                    title=page.title,
+                    description=page.description,
+                    canonical_url=page.canonical_url,
+                    lang=page.lang,
+                    http_status=status,
+                    etag=fetched.headers.get("ETag"),
+                    last_modified=fetched.headers.get("Last-Modified"),
+                    content_hash=page.content_hash,
+                    text=page.text if self._plan.keep_text else None,
+                    word_count=page.text.count(" ") + page.text.count("\n") + 1 if page.text else 0,
+                ),
+            )
+        outcome.processing_time_ms = fetched.elapsed_ms + round(parse_seconds * 1000)
+        outcome.repairs = repairs
+        return [outcome], links
+
+    def _links(self, task: Task, page: Page, manager: FrontierRequestManager) -> list[FoundLink]:
+        """The links of a page that this worker has not met: on the site, not plainly binary."""
+        if self._plan.job_type == "single_page":
+            return []
+        depth = task.depth + 1
+        too_deep = depth > self._plan.max_depth
+        found = []
+        for url in page.links:
+            if site_of(url) not in self._sites or looks_binary(url):
+                continue
+            key = url_hash(url)
+            if not manager.follow(key, beyond_depth=too_deep):
+                continue
+            reason = None
+            if self._globs and not self._globs.wants(url):
+                reason = "excluded"
+            elif too_deep:
+                reason = "max_depth"
+            found.append(FoundLink(key, url, depth, reason))
+        return found
+
+    def _retry(self, task: Task, fetched: Fetched, manager: FrontierRequestManager) -> None:
+        backoff = BACKOFF_SECONDS * 2 ** (task.tries - 1) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
+        if fetched.retry_after is not None:
+            # The site asks everybody to wait, not this url alone.
+            self._pace(origin_of(fetched.final_url)).hold(fetched.retry_after)
+            backoff = max(backoff, fetched.retry_after)
+        manager.retry(task, backoff)
+
+    def _failed(self, task: Task, url: str, message: str, fetched: Fetched | None = None) -> FinishedUrl:
+        return FinishedUrl(
+            task.hash,
+            url,
+            task.depth,
+            "failed",
+            error_message=message,
+            tries=task.tries,
+            http_status=fetched.status if fetched else None,
+            processing_time_ms=fetched.elapsed_ms if fetched else None,
+            bytes=fetched.http_bytes if fetched else None,
+        )
+
+    def _skipped(self, task: Task, url: str, reason: str, fetched: Fetched | None = None) -> FinishedUrl:
+        return FinishedUrl(
+            task.hash,
+            url,
+            task.depth,
+            "skipped",
+            skip_reason=reason,
+            tries=task.tries,
+            http_status=fetched.status if fetched else None,
+            processing_time_ms=fetched.elapsed_ms if fetched else None,
+            bytes=fetched.http_bytes if fetched else None,
+        )
+
+    # --- politeness -----------------------------------------------------------------------------------------
+
+    def _pace(self, origin: str) -> Pace:
+        return self._paces.setdefault(origin, Pace())
+
+    async def _policy(self, url: str, client: GuardedHttpClient) -> RobotsPolicy:
+        """The origin's robots.txt, read once in a run."""
+        origin = origin_of(url)
+        policy = self._policies.get(origin)
+        if policy is not None:
+            return policy
+        if not self._plan.respect_robots:
+            return self._policies.setdefault(origin, RobotsPolicy.allow_all())
+        async with self._policy_locks.setdefault(origin, asyncio.Lock()):
+            if origin not in self._policies:
+                read = await fetch_policy(client, origin)
+                if read.crawl_delay:
+                    pace = self._pace(origin)
+                    pace.interval = read.crawl_delay
+                    pace.hold(read.crawl_delay)
+                self._policies[origin] = read
+        return self._policies[origin]
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    async def _outcome(self, executor: ThreadPoolExecutor) -> CrawlOutcome:
+        loop = asyncio.get_running_loop()
+        self.progress.seconds = time.monotonic() - self._started
+        self.progress.waiting = self.progress.in_flight = 0
+        if self._stop_reason is not None:
+            return CrawlOutcome(self._stop_reason, self._stop_reason == "max_seconds", None, self.progress)
+        if await loop.run_in_executor(executor, self._frontier.has_waiting_urls):
+            return CrawlOutcome("max_pages", complete=True, detail=None, progress=self.progress)
+        seeds = list(self._seed_outcomes.values())
+        if seeds and self.progress.successful == 0:
+            if all(seed.skip_reason == "robots_txt" for seed in seeds):
+                reason = next((seed.error_message for seed in seeds if seed.error_message), None)
+                detail = f"robots.txt allows none of the start urls{f' ({reason})' if reason else ''}"
+                return CrawlOutcome("disallowed", complete=True, detail=detail, progress=self.progress)
+            if all(seed.status == "failed" and seed.http_status is None for seed in seeds):
+                detail = f"no start url could be reached: {seeds[0].url}: {seeds[0].error_message}"
+                return CrawlOutcome("site_unreachable", complete=True, detail=detail, progress=self.progress)
+        await loop.run_in_executor(executor, self._frontier.record_unfollowed, MAX_UNFOLLOWED_ROWS)
+        return CrawlOutcome("exhausted", complete=True, detail=None, progress=self.progress)
+
+
+def _message(fetched: Fetched) -> str:
+    return f"{fetched.error}: {fetched.error_detail}" if fetched.error_detail else str(fetched.error)

@@ -1,0 +1,351 @@
+"""Crawlee's request manager over the Postgres frontier.
+
+The urls that this worker leases are held in memory, so that a page costs no query: urls come in batches (`claim`),
+new links come back from the commit that entered them, and what is done is acknowledged by the writer.
+
+Crawlee asks `is_empty` and `is_finished` for each task and sleeps half a second when it is told "empty" with
+nothing under way; so `is_empty` itself waits, for less time, on an event that says when there is work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crawlee import Request
+from crawlee.request_loaders import RequestManager
+
+from resources.crawler.urls import origin_of
+from resources.crawler.writer import MAX_UNSAVED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from concurrent.futures import Executor
+
+    from crawlee.storage_clients.models import ProcessedRequest
+
+    from resources.crawler.writer import BatchWriter
+    from resources.postgres.frontier import Batch, Committed, CrawlFrontier, FrontierUrl
+
+# How many urls one claim leases, and below how many in memory the next claim is made.
+CLAIM_URLS = 500
+LOW_WATER = 100
+# New links are this worker's own while it holds fewer than this; the rest wait in Postgres for any worker.
+OWN_LINKS_BELOW = 2_000
+# Urls are remembered as 64-bit numbers, to spare Postgres links that it knows. Past this the memory is emptied:
+# Postgres has the last word on what is new anyway.
+REMEMBERED_URLS = 2_000_000
+_WAIT_SECONDS = 0.25
+
+
+@dataclass(slots=True)
+class Task:
+    """A url that this worker holds, with the tries made so far."""
+
+    hash: int
+    url: str
+    depth: int
+    tries: int = 0
+
+
+class Pace:
+    """The least time between two requests to one origin (Crawl-delay), in seconds; 0 for none."""
+
+    __slots__ = ("_next_at", "interval")
+
+    def __init__(self, interval: float = 0.0) -> None:
+        self.interval = interval
+        self._next_at = 0.0
+
+    def wait(self) -> float:
+        """Seconds until the next request may be sent."""
+        return max(0.0, self._next_at - time.monotonic()) if self.interval or self._next_at else 0.0
+
+    def take(self) -> None:
+        """A request is being sent now."""
+        if self.interval:
+            self._next_at = max(self._next_at, time.monotonic()) + self.interval
+
+    def hold(self, seconds: float) -> None:
+        """Send nothing for so long (Retry-After)."""
+        self._next_at = max(self._next_at, time.monotonic() + seconds)
+
+
+class FrontierRequestManager(RequestManager):
+    """What is to be fetched next, and what has been.
+
+    Args:
+        frontier: the job's frontier.
+        worker: this worker's fencing token.
+        max_pages: of the job; this worker reserves its part of it.
+        paces: by origin.
+        executor: where the frontier is called.
+    """
+
+    def __init__(
+        self,
+        frontier: CrawlFrontier,
+        worker: int,
+        max_pages: int,
+        paces: Mapping[str, Pace],
+        executor: Executor,
+    ) -> None:
+        self._frontier = frontier
+        self._worker = worker
+        self._max_pages = max_pages
+        self._paces = paces
+        self._executor = executor
+        self.writer: BatchWriter | None = None
+        self._ready: deque[Task] = deque()
+        self._delayed: list[tuple[float, int, Task]] = []
+        self._order = itertools.count()
+        self._in_flight: dict[str, Task] = {}
+        self._followed: set[int] = set()
+        self._beyond_depth: set[int] = set()
+        self._pages_left = 0
+        self._handled = 0
+        self._refill: asyncio.Task[None] | None = None
+        self._waiting_in_postgres = True
+        self._wake = asyncio.Event()
+        self.finished = False
+        self.budget_spent = False
+        self.stopping = False
+        self.error: BaseException | None = None
+
+    # --- what the crawl tells -------------------------------------------------------------------------------
+
+    def task_of(self, request: Request) -> Task:
+        """The task behind a request that was handed out."""
+        return self._in_flight[request.unique_key]
+
+    def retry(self, task: Task, delay: float) -> None:
+        """Hand the task out again after `delay` seconds."""
+        heapq.heappush(self._delayed, (time.monotonic() + delay, next(self._order), task))
+
+    def follow(self, url_hash: int, *, beyond_depth: bool) -> bool:
+        """Remember a link; True if it was not known to this worker, so that Postgres should hear of it."""
+        if url_hash in self._followed:
+            return False
+        if beyond_depth:
+            if url_hash in self._beyond_depth:
+                return False
+            self._beyond_depth.add(url_hash)
+            return True
+        if len(self._followed) >= REMEMBERED_URLS:
+            self._followed.clear()
+            self._beyond_depth.clear()
+        self._followed.add(url_hash)
+        return True
+
+    def knows(self, url_hash: int) -> bool:
+        """True if this worker has queued or done the url."""
+        return url_hash in self._followed
+
+    def adopt(self, url_hash: int) -> bool:
+        """Take a url that a redirect led to as one more page of this worker; False if it may not or need not."""
+        if self._pages_left <= 0 or url_hash in self._followed:
+            return False
+        self._followed.add(url_hash)
+        self._pages_left -= 1
+        return True
+
+    @property
+    def own_links(self) -> int:
+        """How many more links this worker wants to hold."""
+        return max(0, OWN_LINKS_BELOW - len(self._ready))
+
+    @property
+    def waiting(self) -> int:
+        """Urls held and not handed out."""
+        return len(self._ready) + len(self._delayed)
+
+    @property
+    def in_flight(self) -> int:
+        """Urls handed out and not handled."""
+        return len(self._in_flight)
+
+    @property
+    def hungry(self) -> bool:
+        """True if the links of the next commit are wanted at once."""
+        return not self._ready and not self.budget_spent
+
+    async def committed(self, batch: Batch, done: Committed) -> None:
+        """Take the new links that a commit made this worker's own."""
+        for link in batch.links:
+            if link.hash in done.owned:
+                self._ready.append(Task(link.hash, link.url, link.depth))
+            elif link.skip_reason is None:
+                # Entered without an owner, or known before: Postgres may have something to claim.
+                self._waiting_in_postgres = True
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self.stopping = True
+        self._wake.set()
+
+    # --- Crawlee's side -------------------------------------------------------------------------------------
+
+    async def is_empty(self) -> bool:
+        """False if a request can be handed out now; waits a moment for one before it says True."""
+        if self._can_hand_out():
+            return False
+        if not self._is_done():
+            self._wake.clear()
+            self._ensure_refill()
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._patience())
+            except TimeoutError:
+                pass
+        return not self._can_hand_out()
+
+    async def is_finished(self) -> bool:
+        """True when nothing is left here, in flight, unsaved, or in Postgres."""
+        self._raise_errors()
+        return self._is_done()
+
+    async def fetch_next_request(self) -> Request | None:
+        """The next request, or None if it went to another task meanwhile."""
+        self._raise_errors()
+        if not self._can_hand_out():
+            return None
+        task = self._ready.popleft()
+        pace = self._paces.get(origin_of(task.url))
+        if pace is not None:
+            pace.take()
+        if task.tries == 0:
+            self._pages_left -= 1
+        if len(self._ready) < LOW_WATER:
+            self._ensure_refill()
+        key = str(task.hash)
+        self._in_flight[key] = task
+        return Request(url=task.url, unique_key=key)
+
+    async def mark_request_as_handled(self, request: Request) -> ProcessedRequest | None:
+        """The handler is done with it; its outcome is with the writer."""
+        self._in_flight.pop(request.unique_key, None)
+        self._handled += 1
+        self._wake.set()
+        return None
+
+    async def reclaim_request(self, request: Request, *, forefront: bool = False) -> ProcessedRequest | None:  # noqa: ARG002
+        """Crawlee's own retry; the crawl retries by `retry`, so this is a handler's unforeseen error."""
+        task = self._in_flight.pop(request.unique_key)
+        self.retry(task, 1.0)
+        return None
+
+    async def add_request(self, request: str | Request, *, forefront: bool = False) -> ProcessedRequest | None:  # noqa: ARG002
+        """Refused: links enter the frontier with the commit of the page that holds them."""
+        msg = "requests are not added here: links enter the frontier with their page's commit"
+        raise NotImplementedError(msg)
+
+    async def get_handled_count(self) -> int:
+        """Handled by this worker."""
+        return self._handled
+
+    async def get_total_count(self) -> int:
+        """Known to this worker."""
+        return self._handled + len(self._in_flight) + self.waiting
+
+    async def drop(self) -> None:
+        """Nothing to drop: the frontier is removed with its job."""
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    def _raise_errors(self) -> None:
+        if self.error is not None:
+            raise self.error
+        if self.writer is not None and self.writer.error is not None:
+            raise self.writer.error
+
+    def _can_hand_out(self) -> bool:
+        if self.stopping or (self.writer is not None and self.writer.unsaved >= MAX_UNSAVED):
+            return False
+        while self._delayed and self._delayed[0][0] <= time.monotonic():
+            self._ready.appendleft(heapq.heappop(self._delayed)[2])
+        if not self._ready:
+            return False
+        first = self._ready[0]
+        if first.tries == 0 and self._pages_left <= 0:
+            return False
+        pace = self._paces.get(origin_of(first.url))
+        return pace is None or pace.wait() <= 0
+
+    def _is_done(self) -> bool:
+        if self.error is not None or (self.writer is not None and self.writer.error is not None):
+            return True
+        unsaved = self.writer.unsaved if self.writer is not None else 0
+        if self._in_flight or unsaved:
+            return False
+        return self.stopping or self.finished or (self.budget_spent and not self._delayed)
+
+    def _patience(self) -> float:
+        """How long to wait for work: until the next delayed or paced request, but not long."""
+        patience = _WAIT_SECONDS
+        if self._delayed:
+            patience = min(patience, max(0.0, self._delayed[0][0] - time.monotonic()))
+        if self._ready:
+            pace = self._paces.get(origin_of(self._ready[0].url))
+            if pace is not None and (wait := pace.wait()) > 0:
+                patience = min(patience, wait)
+        return max(patience, 0.001)
+
+    def _ensure_refill(self) -> None:
+        if self._refill is not None and not self._refill.done():
+            return
+        if self.stopping or self.finished:
+            return
+        wants_pages = self._pages_left <= 0 and not self.budget_spent
+        idle = not (self._ready or self._delayed or self._in_flight)
+        if wants_pages or (self._waiting_in_postgres and len(self._ready) < LOW_WATER) or idle:
+            self._refill = asyncio.create_task(self._fill(), name="frontier refill")
+
+    async def _fill(self) -> None:
+        """Reserve pages and claim urls; find out whether the job is finished."""
+        loop = asyncio.get_running_loop()
+        try:
+            if self._pages_left <= 0 and not self.budget_spent:
+                granted = await loop.run_in_executor(
+                    self._executor, self._frontier.reserve_pages, self._worker, self._max_pages, self._max_pages
+                )
+                self._pages_left += granted
+                # Reserved for adopted redirects or lost commits may come back, so only a quiet worker is sure.
+                if granted == 0 and not self._in_flight and self._nothing_unsaved():
+                    self.budget_spent = True
+            if self.budget_spent:
+                return
+            claimed: list[FrontierUrl] = await loop.run_in_executor(
+                self._executor, self._frontier.claim, self._worker, CLAIM_URLS
+            )
+            for url in claimed:
+                self._followed.add(url.hash)
+                self._ready.append(Task(url.hash, url.url, url.depth))
+            self._waiting_in_postgres = len(claimed) == CLAIM_URLS
+            if not claimed and self._idle():
+                if await loop.run_in_executor(self._executor, self._frontier.anything_left, self._worker):
+                    await self._wait_for_others(loop)
+                elif self._idle():
+                    self.finished = True
+        except Exception as error:  # noqa: BLE001 - kept, and raised where the crawl can act on it
+            self.error = error
+        finally:
+            self._wake.set()
+
+    async def _wait_for_others(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Another worker may still find links: say that this one is idle, look after the dead, ask again."""
+        await loop.run_in_executor(self._executor, lambda: self._frontier.heartbeat(self._worker, busy=False))
+        replaced = await loop.run_in_executor(self._executor, self._frontier.take_over_dead_workers)
+        if not replaced:
+            await asyncio.sleep(_WAIT_SECONDS)
+        self._waiting_in_postgres = True
+
+    def _nothing_unsaved(self) -> bool:
+        return self.writer is None or self.writer.unsaved == 0
+
+    def _idle(self) -> bool:
+        return not (self._ready or self._delayed or self._in_flight) and self._nothing_unsaved()

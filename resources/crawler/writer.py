@@ -1,0 +1,155 @@
+"""Gathers finished pages and commits them in batches, off the event loop.
+
+One commit is under way at a time, in a thread of its own; what finishes meanwhile is the next batch. So batches
+grow when the database is slow and shrink when it is quick, and the event loop never waits for either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import DBAPIError
+
+from resources.postgres.connection import DatabaseUnreachable, is_connection_lost
+from resources.postgres.frontier import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from concurrent.futures import Executor
+
+    from resources.postgres.frontier import Committed, FinishedUrl, FoundLink
+
+logger = logging.getLogger(__name__)
+
+# A batch is committed when it has this many pages, or when this much time has passed since its first.
+BATCH_PAGES = 100
+BATCH_SECONDS = 0.1
+# Fetching is held back while more than this many pages are unsaved: what a kill costs, and what memory holds.
+MAX_UNSAVED = 600
+# How long a lost database is waited for before the crawl gives up (nothing is lost then either: it resumes).
+DATABASE_PATIENCE_SECONDS = 60.0
+
+
+class BatchWriter:
+    """Commits what the crawl finishes.
+
+    Args:
+        commit: writes a batch, called in `executor`; it is called again with the same batch when the connection
+            was lost.
+        committed: told of each batch after it is written, on the event loop.
+        hungry: True while the crawl has too little to fetch; then a batch goes at once, since its links are wanted.
+        executor: where `commit` runs.
+        reconnect: called in `executor` when the connection was lost, before the next try.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[Batch], Committed],
+        committed: Callable[[Batch, Committed], Awaitable[None]],
+        hungry: Callable[[], bool],
+        executor: Executor,
+        reconnect: Callable[[], None] | None = None,
+        patience_seconds: float = DATABASE_PATIENCE_SECONDS,
+    ) -> None:
+        self._commit = commit
+        self._committed = committed
+        self._hungry = hungry
+        self._executor = executor
+        self._reconnect = reconnect
+        self._patience = patience_seconds
+        self._batch = Batch()
+        self._first_at = 0.0
+        self._writing = 0
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        self.error: BaseException | None = None
+        self.seconds = 0.0
+
+    @property
+    def unsaved(self) -> int:
+        """Pages that are finished and not committed."""
+        return len(self._batch.finished) + self._writing
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._task = asyncio.create_task(self._run(), name="batch writer")
+
+    def add(self, finished: list[FinishedUrl], links: list[FoundLink]) -> None:
+        """Take outcomes and the links that were found with them: they are committed together."""
+        if not self._batch.finished:
+            self._first_at = time.monotonic()
+        self._batch.finished.extend(finished)
+        self._batch.links.extend(links)
+        self._arrived.set()
+
+    async def close(self) -> None:
+        """Commit what is left and stop. Raises what made writing fail."""
+        self._closing = True
+        self._arrived.set()
+        if self._task is not None:
+            await self._task
+        if self.error is not None:
+            raise self.error
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                while self._batch.finished:
+                    await self._gather()
+                    batch, self._batch = self._batch, Batch()
+                    self._writing = len(batch.finished)
+                    try:
+                        done = await self._write(batch)
+                    finally:
+                        self._writing = 0
+                    await self._committed(batch, done)
+                if self._closing:
+                    return
+        except Exception as error:  # noqa: BLE001 - kept, and raised where the crawl can act on it
+            self.error = error
+
+    async def _gather(self) -> None:
+        """Wait for the batch to fill, unless somebody waits for its links."""
+        while (
+            not self._closing
+            and not self._hungry()
+            and len(self._batch.finished) < BATCH_PAGES
+            and (left := self._first_at + BATCH_SECONDS - time.monotonic()) > 0
+        ):
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), min(left, 0.02))
+            except TimeoutError:
+                continue
+
+    async def _write(self, batch: Batch) -> Committed:
+        loop = asyncio.get_running_loop()
+        give_up_at = time.monotonic() + self._patience
+        wait = 0.25
+        while True:
+            started = time.perf_counter()
+            try:
+                return await loop.run_in_executor(self._executor, self._commit, batch)
+            except (DBAPIError, DatabaseUnreachable) as error:
+                lost = isinstance(error, DatabaseUnreachable) or is_connection_lost(error)
+                if not lost:
+                    raise
+                if time.monotonic() > give_up_at:
+                    msg = (
+                        f"the database has been away for {self._patience:.0f} s: the crawl stops here, and what "
+                        "was committed is safe; resume it with the same job id when the database is back"
+                    )
+                    raise DatabaseUnreachable(msg) from error
+                logger.warning("the database went away; trying again in %.1f s", wait)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 5.0)
+                if self._reconnect is not None:
+                    await loop.run_in_executor(self._executor, self._reconnect)
+            finally:
+                self.seconds += time.perf_counter() - started

@@ -1,0 +1,499 @@
+"""The crawl's frontier in Postgres: what is known, who fetches it, what is done.
+
+A url is waiting (no worker), leased (a worker, not done), done, or not to be followed (a skip reason). The lease
+is the worker's, one row in `omniops_meta.crawl_workers`: a commit renews it, a takeover deletes it, and the commit
+of a worker without a row is refused. So a dead worker's urls change hands in two statements, and its late commit
+changes nothing.
+
+Everything that a batch of pages brings goes through `commit`, one call of the SQL function `crawl_commit_batch`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Engine
+
+# A worker whose lease ran out is replaced. Half a minute is long against a commit (tens of milliseconds) and a
+# heartbeat (ten seconds), and keeps a takeover within a minute.
+LEASE_SECONDS = 30.0
+HEARTBEAT_SECONDS = 10.0
+
+_REPLACED = "OM001"
+
+
+class WorkerReplaced(RuntimeError):
+    """This worker's lease ran out and another worker has its urls now: it has to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierUrl:
+    """A url to fetch. `hash` is its 64-bit key, `depth` the number of links from a seed."""
+
+    hash: int
+    url: str
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoundLink:
+    """A link to be entered; with a `skip_reason` it is remembered and not followed."""
+
+    hash: int
+    url: str
+    depth: int
+    skip_reason: str | None = None
+
+
+@dataclass(slots=True)
+class PageContent:
+    """What is kept of a page. `text` None keeps the page's facts and no text."""
+
+    domain: str
+    title: str | None
+    description: str | None
+    canonical_url: str | None
+    lang: str | None
+    http_status: int
+    etag: str | None
+    last_modified: str | None
+    content_hash: str | None
+    text: str | None
+    word_count: int
+
+
+@dataclass(slots=True)
+class FinishedUrl:
+    """The outcome of one url. Times in milliseconds, sizes in bytes on the wire."""
+
+    hash: int
+    url: str
+    depth: int
+    status: str
+    http_status: int | None = None
+    processing_time_ms: int | None = None
+    error_message: str | None = None
+    skip_reason: str | None = None
+    content_hash: str | None = None
+    tries: int = 1
+    bytes: int | None = None
+    redirected_to: str | None = None
+    repairs: int = 0
+    adopted: bool = False
+    gone: bool = False
+    content: PageContent | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one transaction brings."""
+
+    finished: list[FinishedUrl] = field(default_factory=list)
+    links: list[FoundLink] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit did: hashes of the new links that are now this worker's, and of the urls acknowledged."""
+
+    owned: frozenset[int]
+    acknowledged: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process, so that a later one on the same machine can tell whether it still lives."""
+
+    machine: str
+    pid: int
+    started: float
+
+
+@cache
+def _machine() -> str:
+    """The boot and process namespace in which a pid of this process means something."""
+    parts = [socket.gethostname()]
+    try:
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    except OSError:  # not Linux: the boot time tells boots apart
+        parts.append(str(int(psutil.boot_time())))
+    return "/".join(parts)
+
+
+def this_process() -> ProcessIdentity:
+    """The identity of the running process."""
+    return ProcessIdentity(_machine(), os.getpid(), psutil.Process().create_time())
+
+
+def has_died(process: ProcessIdentity) -> bool:
+    """True if the process is known to be gone; False if it lives or cannot be judged from here."""
+    if process.machine != _machine():
+        return False
+    try:
+        # Two processes with one pid differ in their start; a second of slack for clocks read differently.
+        return abs(psutil.Process(process.pid).create_time() - process.started) > 1.0
+    except psutil.NoSuchProcess:
+        return True
+
+
+_COMMIT = text("""
+    SELECT owned, acknowledged FROM crawl_commit_batch(
+        :worker, :lease, :own_links,
+        CAST(:link_hash AS bigint[]), CAST(:link_url AS text[]), CAST(:link_depth AS integer[]),
+        CAST(:link_skip AS text[]),
+        CAST(:r_hash AS bigint[]), CAST(:r_url AS text[]), CAST(:r_depth AS integer[]),
+        CAST(:r_adopted AS boolean[]), CAST(:r_status AS text[]), CAST(:r_http_status AS integer[]),
+        CAST(:r_ms AS integer[]), CAST(:r_error AS text[]), CAST(:r_skip AS text[]),
+        CAST(:r_content_hash AS text[]), CAST(:r_tries AS integer[]), CAST(:r_bytes AS bigint[]),
+        CAST(:r_redirected_to AS text[]), CAST(:r_repairs AS integer[]),
+        CAST(:c_hash AS bigint[]), CAST(:c_url AS text[]), CAST(:c_domain AS text[]), CAST(:c_title AS text[]),
+        CAST(:c_description AS text[]), CAST(:c_canonical_url AS text[]), CAST(:c_lang AS text[]),
+        CAST(:c_http_status AS integer[]), CAST(:c_etag AS text[]), CAST(:c_last_modified AS text[]),
+        CAST(:c_content_hash AS text[]), CAST(:c_text AS text[]), CAST(:c_word_count AS integer[]),
+        CAST(:gone_hash AS bigint[]), CAST(:gone_url AS text[]))
+""")
+
+
+def _storable(value: str | None) -> str | None:
+    """Text that Postgres can hold. The reader of a page cleans and counts; this is the boundary's last word."""
+    if value is None or (value.isascii() and "\x00" not in value):
+        return value
+    return value.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
+class CrawlFrontier:
+    """One job's frontier.
+
+    Args:
+        engine: the permanent tier.
+        job_id: the job.
+        customer_id: whose job it is.
+    """
+
+    def __init__(self, engine: Engine, job_id: str, customer_id: UUID | str) -> None:
+        self._engine = engine
+        self.job_id = job_id
+        self._customer_id = str(customer_id)
+
+    # --- workers --------------------------------------------------------------------------------------------
+
+    def register_worker(self, *, run_id: str | None = None, lease_seconds: float = LEASE_SECONDS) -> int:
+        """Make this process a worker of the job; the number returned is its fencing token."""
+        me = this_process()
+        with self._engine.begin() as connection:
+            worker: int = connection.execute(
+                text("""
+                    INSERT INTO omniops_meta.crawl_workers
+                        (job_id, customer_id, machine, pid, pid_started, run_id, leased_until)
+                    VALUES (:job_id, :customer_id, :machine, :pid, :started, :run_id,
+                            clock_timestamp() + make_interval(secs => :lease))
+                    RETURNING worker_id
+                """),
+                {
+                    "job_id": self.job_id,
+                    "customer_id": self._customer_id,
+                    "machine": me.machine,
+                    "pid": me.pid,
+                    "started": me.started,
+                    "run_id": run_id,
+                    "lease": lease_seconds,
+                },
+            ).scalar_one()
+        return worker
+
+    def heartbeat(self, worker: int, *, busy: bool, lease_seconds: float = LEASE_SECONDS) -> str:
+        """Renew the lease and learn the job's status, which another program may have changed.
+
+        Raises:
+            WorkerReplaced: the lease ran out before and was taken.
+        """
+        with self._engine.begin() as connection:
+            status: str | None = connection.scalar(
+                text("""
+                    UPDATE omniops_meta.crawl_workers AS w
+                    SET leased_until = clock_timestamp() + make_interval(secs => :lease), busy = :busy
+                    FROM scrape_jobs AS j
+                    WHERE w.worker_id = :worker AND j.job_id = w.job_id RETURNING j.status
+                """),
+                {"worker": worker, "lease": lease_seconds, "busy": busy},
+            )
+        if status is None:
+            raise WorkerReplaced(_replaced_message(worker))
+        return status
+
+    def take_over_dead_workers(self) -> int:
+        """Free the urls of workers that are gone: lease run out, or process known to be dead.
+
+        Returns:
+            How many workers were replaced.
+        """
+        with self._engine.begin() as connection:
+            workers = connection.execute(
+                text("""
+                    SELECT worker_id, machine, pid, pid_started, leased_until < clock_timestamp() AS expired
+                    FROM omniops_meta.crawl_workers WHERE job_id = :job_id ORDER BY worker_id
+                """),
+                {"job_id": self.job_id},
+            ).all()
+            suspects = [
+                w.worker_id
+                for w in workers
+                if w.expired or has_died(ProcessIdentity(w.machine, w.pid, w.pid_started))
+            ]
+            if not suspects:
+                return 0
+            # Deleting the row waits for a commit in flight, and refuses every later one.
+            removed = connection.scalars(
+                text("""
+                    DELETE FROM omniops_meta.crawl_workers
+                    WHERE worker_id IN (
+                        SELECT worker_id FROM omniops_meta.crawl_workers
+                        WHERE worker_id = ANY (:suspects) ORDER BY worker_id FOR UPDATE)
+                    RETURNING worker_id
+                """),
+                {"suspects": suspects},
+            ).all()
+            self._free(connection, list(removed))
+        return len(removed)
+
+    def release_worker(self, worker: int) -> None:
+        """Give back what is unfinished and stop being a worker."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                text("DELETE FROM omniops_meta.crawl_workers WHERE worker_id = :worker"), {"worker": worker}
+            )
+            self._free(connection, [worker])
+
+    def _free(self, connection: Connection, workers: list[int]) -> None:
+        connection.execute(
+            text("""
+                UPDATE crawl_frontier SET worker_id = NULL
+                WHERE job_id = :job_id AND worker_id = ANY (:workers) AND NOT done
+            """),
+            {"job_id": self.job_id, "workers": workers},
+        )
+
+    # --- urls -----------------------------------------------------------------------------------------------
+
+    def seed(self, urls: Sequence[FrontierUrl]) -> int:
+        """Enter urls that are not known yet; returns how many were new."""
+        with self._engine.begin() as connection:
+            return connection.execute(
+                text("""
+                    INSERT INTO crawl_frontier (job_id, url_hash, customer_id, url, depth)
+                    SELECT :job_id, s.hash, :customer_id, s.url, s.depth
+                    FROM unnest(CAST(:hashes AS bigint[]), CAST(:urls AS text[]), CAST(:depths AS integer[]))
+                             WITH ORDINALITY AS s (hash, url, depth, ordinal)
+                    ORDER BY s.ordinal
+                    ON CONFLICT (job_id, url_hash) DO NOTHING
+                """),
+                {
+                    "job_id": self.job_id,
+                    "customer_id": self._customer_id,
+                    "hashes": [u.hash for u in urls],
+                    "urls": [u.url for u in urls],
+                    "depths": [u.depth for u in urls],
+                },
+            ).rowcount
+
+    def claim(self, worker: int, limit: int) -> list[FrontierUrl]:
+        """Lease up to `limit` waiting urls to the worker, those nearest to a seed first."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                text("""
+                    WITH chosen AS (
+                        SELECT url_hash FROM crawl_frontier
+                        WHERE job_id = :job_id AND worker_id IS NULL AND skip_reason IS NULL
+                        ORDER BY depth, position LIMIT :limit FOR UPDATE SKIP LOCKED
+                    )
+                    UPDATE crawl_frontier AS f SET worker_id = w.worker_id
+                    FROM chosen, omniops_meta.crawl_workers AS w
+                    WHERE f.job_id = :job_id AND f.url_hash = chosen.url_hash AND w.worker_id = :worker
+                    RETURNING f.url_hash, f.url, f.depth, f.position
+                """),
+                {"job_id": self.job_id, "worker": worker, "limit": limit},
+            ).all()
+        rows = sorted(rows, key=lambda row: (row.depth, row.position))
+        return [FrontierUrl(row.url_hash, row.url, row.depth) for row in rows]
+
+    def reserve_pages(self, worker: int, want: int, max_pages: int) -> int:
+        """Reserve part of `max_pages` for the worker; what it returns may be fetched, and not one more.
+
+        Pages done and pages reserved by live workers never exceed `max_pages`, because both are counted under
+        the lock on the job's row, and a commit turns one into the other.
+        """
+        with self._engine.begin() as connection:
+            connection.execute(
+                text("SELECT 1 FROM scrape_jobs WHERE job_id = :job_id FOR NO KEY UPDATE"), {"job_id": self.job_id}
+            )
+            granted: int = connection.execute(
+                text("""
+                    UPDATE omniops_meta.crawl_workers AS w SET pages_left = w.pages_left + g.granted
+                    FROM (
+                        SELECT greatest(0, least(:want, :max_pages
+                            - coalesce((SELECT total_pages FROM scrape_job_stats WHERE job_id = :job_id), 0)
+                            - coalesce((SELECT sum(pages_left) FROM omniops_meta.crawl_workers
+                                        WHERE job_id = :job_id), 0))) AS granted
+                    ) AS g
+                    WHERE w.worker_id = :worker RETURNING g.granted
+                """),
+                {"job_id": self.job_id, "worker": worker, "want": want, "max_pages": max_pages},
+            ).scalar_one_or_none() or 0
+        return int(granted)
+
+    def commit(
+        self, worker: int, batch: Batch, *, own_links: int, lease_seconds: float = LEASE_SECONDS
+    ) -> Committed:
+        """Write a batch in one transaction: links, acknowledgements, content, results.
+
+        Args:
+            worker: the fencing token.
+            batch: finished urls and the links that they hold.
+            own_links: so many of the new links may become this worker's at once; the rest wait for anyone.
+            lease_seconds: how long the lease is renewed for.
+
+        Raises:
+            WorkerReplaced: another worker has taken over; nothing was written.
+            DBAPIError: the database refused or was lost; nothing was written, or all of it was (a commit whose
+                answer was lost): writing the same batch again is safe either way.
+        """
+        finished, links = batch.finished, batch.links
+        pages = [(f, f.content) for f in finished if f.content is not None]
+        gone = [f for f in finished if f.gone]
+        parameters = {
+            "worker": worker,
+            "lease": lease_seconds,
+            "own_links": own_links,
+            "link_hash": [link.hash for link in links],
+            "link_url": [link.url for link in links],
+            "link_depth": [link.depth for link in links],
+            "link_skip": [link.skip_reason for link in links],
+            "r_hash": [f.hash for f in finished],
+            "r_url": [f.url for f in finished],
+            "r_depth": [f.depth for f in finished],
+            "r_adopted": [f.adopted for f in finished],
+            "r_status": [f.status for f in finished],
+            "r_http_status": [f.http_status for f in finished],
+            "r_ms": [f.processing_time_ms for f in finished],
+            "r_error": [_storable(f.error_message) for f in finished],
+            "r_skip": [f.skip_reason for f in finished],
+            "r_content_hash": [f.content_hash for f in finished],
+            "r_tries": [f.tries for f in finished],
+            "r_bytes": [f.bytes for f in finished],
+            "r_redirected_to": [_storable(f.redirected_to) for f in finished],
+            "r_repairs": [f.repairs for f in finished],
+            "c_hash": [f.hash for f, _ in pages],
+            "c_url": [f.url for f, _ in pages],
+            "c_domain": [c.domain for _, c in pages],
+            "c_title": [_storable(c.title) for _, c in pages],
+            "c_description": [_storable(c.description) for _, c in pages],
+            "c_canonical_url": [_storable(c.canonical_url) for _, c in pages],
+            "c_lang": [_storable(c.lang) for _, c in pages],
+            "c_http_status": [c.http_status for _, c in pages],
+            "c_etag": [_storable(c.etag) for _, c in pages],
+            "c_last_modified": [_storable(c.last_modified) for _, c in pages],
+            "c_content_hash": [c.content_hash for _, c in pages],
+            "c_text": [_storable(c.text) for _, c in pages],
+            "c_word_count": [c.word_count for _, c in pages],
+            "gone_hash": [f.hash for f in gone],
+            "gone_url": [f.url for f in gone],
+        }
+        try:
+            with self._engine.begin() as connection:
+                row = connection.execute(_COMMIT, parameters).one()
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) == _REPLACED:
+                raise WorkerReplaced(_replaced_message(worker)) from error
+            raise
+        return Committed(frozenset(row.owned), frozenset(row.acknowledged))
+
+    def anything_left(self, worker: int) -> bool:
+        """True if urls wait, or another live worker may still find some. Read in one snapshot."""
+        with self._engine.connect() as connection:
+            return bool(
+                connection.scalar(
+                    text("""
+                        SELECT EXISTS (SELECT 1 FROM crawl_frontier
+                                       WHERE job_id = :job_id AND worker_id IS NULL AND skip_reason IS NULL)
+                            OR EXISTS (SELECT 1 FROM omniops_meta.crawl_workers
+                                       WHERE job_id = :job_id AND worker_id <> :worker AND busy
+                                         AND leased_until > clock_timestamp())
+                    """),
+                    {"job_id": self.job_id, "worker": worker},
+                )
+            )
+
+    def live_workers(self) -> int:
+        """How many workers hold a lease on the job."""
+        with self._engine.connect() as connection:
+            return int(
+                connection.scalar(
+                    text("""
+                        SELECT count(*) FROM omniops_meta.crawl_workers
+                        WHERE job_id = :job_id AND leased_until > clock_timestamp()
+                    """),
+                    {"job_id": self.job_id},
+                )
+                or 0
+            )
+
+    def has_waiting_urls(self) -> bool:
+        """True if a url is known, to be followed, and not done."""
+        with self._engine.connect() as connection:
+            return bool(
+                connection.scalar(
+                    text("""
+                        SELECT EXISTS (SELECT 1 FROM crawl_frontier
+                                       WHERE job_id = :job_id AND worker_id IS NULL AND skip_reason IS NULL)
+                    """),
+                    {"job_id": self.job_id},
+                )
+            )
+
+    def record_unfollowed(self, limit: int) -> int:
+        """Give a `skipped` result to the urls that were found and, by depth or globs, not followed.
+
+        At the end of a job that saw all of its site; before that a shorter way to such a url may still be found.
+
+        Args:
+            limit: at most so many rows; a site can have more of them than it has pages.
+        """
+        with self._engine.begin() as connection:
+            return connection.execute(
+                text("""
+                    WITH unfollowed AS (
+                        SELECT url_hash FROM crawl_frontier
+                        WHERE job_id = :job_id AND skip_reason IS NOT NULL AND NOT done
+                        ORDER BY url_hash LIMIT :limit FOR UPDATE
+                    ), marked AS (
+                        UPDATE crawl_frontier AS f SET done = true FROM unfollowed AS u
+                        WHERE f.job_id = :job_id AND f.url_hash = u.url_hash
+                        RETURNING f.customer_id, f.url, f.skip_reason, f.depth
+                    )
+                    INSERT INTO scrape_job_results (job_id, customer_id, url, status, skip_reason, depth, tries)
+                    SELECT :job_id, m.customer_id, m.url, 'skipped', m.skip_reason, m.depth, 0 FROM marked AS m
+                    ON CONFLICT (job_id, url) DO NOTHING
+                """),
+                {"job_id": self.job_id, "limit": limit},
+            ).rowcount
+
+
+def _replaced_message(worker: int) -> str:
+    return (
+        f"this worker ({worker}) was silent for longer than its lease of {LEASE_SECONDS:.0f} s, and another one "
+        "took over its urls: it stops, and nothing is lost"
+    )

@@ -1,0 +1,503 @@
+"""The audit trail of scrape jobs, in Redis (fast, expires) and in Postgres (for good) at once."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from resources.postgres.job_status import (
+    FINISH_REASONS,
+    JOB_TYPES,
+    RESULT_STATUSES,
+    STATUSES,
+    TRANSITIONS,
+    InvalidJobTransition,
+)
+from resources.redis import CRAWL_JOB, CRAWL_RESULTS, BestEffortRedis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from redis import Redis
+    from sqlalchemy import Connection, Engine
+
+# A message is for a person: what exceeds this says nothing more. The head and the tail are kept.
+MAX_ERROR_MESSAGE = 4_000
+
+# Of a page's text, so much goes into the cache, and of a job, so many pages: the cache is for looking at what
+# is under way, Postgres has all of it.
+MAX_CACHED_TEXT = 32_000
+MAX_CACHED_RESULTS = 10_000
+
+
+class UnknownJob(LookupError):
+    """There is no job with this id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id!r}: `omniops jobs list` shows those that there are")
+
+
+class JobIdTaken(ValueError):
+    """The id belongs to another job already."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobStats:
+    """Counters of a job.
+
+    Attributes:
+        total_pages: rows of the job; the sum of the next three.
+        successful_pages: urls fetched and kept.
+        failed_pages: urls that could not be had.
+        skipped_pages: urls left out, each with its reason.
+        avg_processing_time_ms: mean over the rows that have a time, in milliseconds; None without any.
+        pages_per_second: `total_pages` over the job's active seconds; 0 before it starts.
+    """
+
+    total_pages: int = 0
+    successful_pages: int = 0
+    failed_pages: int = 0
+    skipped_pages: int = 0
+    avg_processing_time_ms: int | None = None
+    pages_per_second: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, ready for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def clean_message(message: str | None) -> str | None:
+    """A message that Postgres can hold and a person can read: no NUL, no half surrogates, bounded."""
+    if message is None:
+        return None
+    cleaned = message.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+    if len(cleaned) > MAX_ERROR_MESSAGE:
+        half = MAX_ERROR_MESSAGE // 2
+        left_out = len(cleaned) - MAX_ERROR_MESSAGE
+        cleaned = f"{cleaned[:half]} … {left_out} characters left out … {cleaned[-half:]}"
+    return cleaned
+
+
+def _json_default(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    msg = f"{type(value).__name__} has no JSON form"
+    raise TypeError(msg)
+
+
+def to_json(value: object) -> str:
+    """JSON with ISO 8601 times and plain uuids."""
+    return json.dumps(value, default=_json_default, ensure_ascii=False)
+
+
+_INSERT_RESULTS = text("""
+    INSERT INTO scrape_job_results (
+        job_id, customer_id, url, status, http_status, processing_time_ms, error_message, skip_reason, content_hash)
+    SELECT j.job_id, j.customer_id, r.url, r.status, r.http_status, r.ms, r.error, r.skip, r.content_hash
+    FROM unnest(CAST(:urls AS text[]), CAST(:statuses AS text[]), CAST(:http AS integer[]),
+                CAST(:ms AS integer[]), CAST(:errors AS text[]), CAST(:skips AS text[]), CAST(:hashes AS text[]))
+             AS r (url, status, http_status, ms, error, skip, content_hash)
+    CROSS JOIN (SELECT job_id, customer_id FROM scrape_jobs WHERE job_id = :job_id) AS j
+    ON CONFLICT (job_id, url) DO UPDATE SET
+        status = EXCLUDED.status, http_status = EXCLUDED.http_status,
+        processing_time_ms = EXCLUDED.processing_time_ms, error_message = EXCLUDED.error_message,
+        skip_reason = EXCLUDED.skip_reason, content_hash = EXCLUDED.content_hash
+""")
+
+_RESULT_COLUMNS = (
+    "url, status, http_status, processing_time_ms, error_message, skip_reason, content_hash, depth, tries, "
+    "bytes, redirected_to, repairs, created_at"
+)
+
+_JOB_COLUMNS = (
+    "j.job_id, j.customer_id, c.slug AS customer, j.domain, j.job_type, j.status, j.config, j.metadata, "
+    "j.created_at, j.started_at, j.completed_at, j.finish_reason, j.error_message, j.run_id, "
+    "scrape_job_active_seconds(j) AS active_seconds"
+)
+
+
+class PersistentJobManager:
+    """A job's life from its creation to its end, in both stores.
+
+    Writing goes to Postgres first: what the cache misses is read again from there, never the other way round.
+
+    Args:
+        engine: the permanent tier.
+        cache: the ephemeral tier; it may be away.
+    """
+
+    def __init__(self, engine: Engine, cache: BestEffortRedis) -> None:
+        self._engine = engine
+        self._cache = cache
+
+    # --- creation -------------------------------------------------------------------------------------------
+
+    def create_job(self, job_id: str, data: Mapping[str, Any] | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Record a new job as `queued`. The same job twice is one job.
+
+        Args:
+            job_id: up to 200 bytes.
+            data: free-form facts to keep with the job.
+            metadata: `customer_id`, `domain`, `job_type`, `config`; `job_id` too, equal to the first argument.
+
+        Returns:
+            The job, as `get_job` gives it.
+
+        Raises:
+            ValueError: a field is missing or unknown.
+            JobIdTaken: another job has this id.
+        """
+        if metadata.get("job_id", job_id) != job_id:
+            msg = f"metadata speaks of job {metadata['job_id']!r}, but the job is {job_id!r}"
+            raise ValueError(msg)
+        if not job_id or len(job_id.encode()) > 200 or "\x00" in job_id:
+            msg = f"job id {job_id[:40]!r} cannot be used: it must have 1 to 200 bytes and no NUL"
+            raise ValueError(msg)
+        missing = [name for name in ("customer_id", "domain", "job_type") if not metadata.get(name)]
+        if missing:
+            msg = f"job {job_id} cannot be created: metadata lacks {', '.join(missing)}"
+            raise ValueError(msg)
+        if metadata["job_type"] not in JOB_TYPES:
+            msg = f"job type {metadata['job_type']!r} is unknown; the types are {', '.join(JOB_TYPES)}"
+            raise ValueError(msg)
+        row = {
+            "job_id": job_id,
+            "customer_id": str(metadata["customer_id"]),
+            "domain": metadata["domain"],
+            "job_type": metadata["job_type"],
+            "config": to_json(dict(metadata.get("config") or {})),
+            "metadata": to_json(dict(data or {})),
+        }
+        with self._engine.begin() as connection:
+            try:
+                made = connection.execute(
+                    text("""
+                        INSERT INTO scrape_jobs (job_id, customer_id, domain, job_type, config, metadata)
+                        VALUES (:job_id, :customer_id, :domain, :job_type, CAST(:config AS jsonb), CAST(:metadata AS jsonb))
+                        ON CONFLICT (job_id) DO NOTHING
+                    """),
+                    row,
+                )
+            except IntegrityError as error:
+                msg = f"job {job_id} cannot be created: there is no customer {metadata['customer_id']}"
+                raise ValueError(msg) from error
+            job = self._read_job(connection, job_id)
+        if job is None:
+            raise UnknownJob(job_id)
+        if made.rowcount == 0:
+            same = (
+                str(job["customer_id"]) == row["customer_id"]
+                and job["domain"] == row["domain"]
+                and job["job_type"] == row["job_type"]
+                and job["config"] == json.loads(row["config"])
+            )
+            if not same:
+                msg = (
+                    f"job id {job_id!r} is taken by another job (customer {job['customer']}, {job['domain']}): "
+                    "choose another id, or leave it out to have one made"
+                )
+                raise JobIdTaken(msg)
+        self._cache_job(job)
+        return job
+
+    # --- results --------------------------------------------------------------------------------------------
+
+    def add_job_result(self, job_id: str, page: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Record the outcome of one url. See `add_job_results`."""
+        self.add_job_results(job_id, [(page, result)])
+
+    def add_job_results(
+        self, job_id: str, batch: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]
+    ) -> int:
+        """Record the outcomes of many urls in one round trip; a url that has one already gets the new one.
+
+        Args:
+            job_id: the job.
+            batch: pairs of page (`url`, `title`, `text`, … for the cache) and result (`url`, `status`,
+                `http_status`, `processing_time_ms`, `error_message`, `skip_reason`, `content_hash`).
+
+        Returns:
+            How many results were written.
+
+        Raises:
+            ValueError: a result is malformed; nothing is written then.
+            UnknownJob: there is no such job.
+        """
+        # A url twice in one statement cannot be upserted: the last one counts.
+        results: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+        for page, result in batch:
+            url = _result_url(job_id, page, result)
+            results[url] = (page, result)
+        if not results:
+            return 0
+        columns: dict[str, list[Any]] = {
+            "urls": list(results),
+            "statuses": [r["status"] for _, r in results.values()],
+            "http": [r.get("http_status") for _, r in results.values()],
+            "ms": [r.get("processing_time_ms") for _, r in results.values()],
+            "errors": [clean_message(r.get("error_message")) for _, r in results.values()],
+            "skips": [r.get("skip_reason") for _, r in results.values()],
+            "hashes": [r.get("content_hash") for _, r in results.values()],
+        }
+        with self._engine.begin() as connection:
+            written = connection.execute(_INSERT_RESULTS, {"job_id": job_id, **columns}).rowcount
+        if written == 0:
+            raise UnknownJob(job_id)
+        self.cache_results(job_id, {url: {**page, **result} for url, (page, result) in results.items()})
+        return written
+
+    def cache_results(self, job_id: str, results: Mapping[str, Mapping[str, Any]]) -> None:
+        """Put results that Postgres already has into the cache, in one round trip."""
+        key = CRAWL_RESULTS.key(job_id)
+        fields = {}
+        for url, result in results.items():
+            shown = dict(result)
+            if isinstance(shown.get("text"), str):
+                shown["text"] = shown["text"][:MAX_CACHED_TEXT]
+            fields[url] = to_json(shown)
+
+        def write(redis: Redis) -> None:
+            with redis.pipeline(transaction=False) as pipeline:
+                pipeline.hset(key, mapping=fields)
+                pipeline.expire(key, CRAWL_RESULTS.ttl_seconds)
+                pipeline.execute()
+
+        if fields:
+            self._cache.attempt(write)
+
+    # --- status ---------------------------------------------------------------------------------------------
+
+    def update_job_status(
+        self,
+        job_id: str,
+        status: str,
+        error_message: str | None = None,
+        *,
+        finish_reason: str | None = None,
+        run_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Move a job to another status; the present one again changes nothing.
+
+        Raises:
+            ValueError: there is no such status or finish reason.
+            UnknownJob: there is no such job.
+            InvalidJobTransition: the status cannot follow the present one.
+        """
+        if status not in STATUSES:
+            msg = f"status {status!r} is unknown; a job is one of {', '.join(STATUSES)}"
+            raise ValueError(msg)
+        if finish_reason is not None and finish_reason not in FINISH_REASONS:
+            msg = f"finish reason {finish_reason!r} is unknown; it is one of {', '.join(FINISH_REASONS)}"
+            raise ValueError(msg)
+        with self._engine.begin() as connection:
+            current = connection.scalar(
+                text("SELECT status FROM scrape_jobs WHERE job_id = :job_id FOR UPDATE"), {"job_id": job_id}
+            )
+            if current is None:
+                raise UnknownJob(job_id)
+            if status != current and status not in TRANSITIONS[current]:
+                raise InvalidJobTransition(job_id, current, status)
+            connection.execute(
+                text("""
+                    UPDATE scrape_jobs SET status = :status,
+                        error_message = coalesce(:error_message, error_message),
+                        finish_reason = coalesce(:finish_reason, finish_reason),
+                        run_id = coalesce(:run_id, run_id)
+                    WHERE job_id = :job_id
+                """),
+                {
+                    "job_id": job_id,
+                    "status": status,
+                    "error_message": clean_message(error_message),
+                    "finish_reason": finish_reason,
+                    "run_id": run_id,
+                },
+            )
+            job = self._read_job(connection, job_id)
+        if job is None:
+            raise UnknownJob(job_id)
+        self._cache_job(job)
+        return job
+
+    def complete_job(self, job_id: str, finish_reason: str = "exhausted") -> dict[str, Any]:
+        """The job is done."""
+        return self.update_job_status(job_id, "completed", finish_reason=finish_reason)
+
+    def fail_job(self, job_id: str, error_message: str, finish_reason: str = "error") -> dict[str, Any]:
+        """The job could not be done, for this reason."""
+        return self.update_job_status(job_id, "failed", error_message, finish_reason=finish_reason)
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def get_job(self, job_id: str) -> dict[str, Any] | None:
+        """The job, from the cache or else from Postgres (and then into the cache); None if there is none."""
+        cached = self._cache.attempt(lambda redis: redis.get(CRAWL_JOB.key(job_id)))
+        if isinstance(cached, bytes):
+            return _from_cached_job(json.loads(cached))
+        with self._engine.connect() as connection:
+            job = self._read_job(connection, job_id)
+        if job is not None:
+            self._cache_job(job)
+        return job
+
+    def get_job_from_postgres(self, job_id: str) -> dict[str, Any] | None:
+        """The job as the source of truth has it at this moment."""
+        with self._engine.connect() as connection:
+            return self._read_job(connection, job_id)
+
+    def list_jobs(
+        self, *, customer: str | None = None, status: str | None = None, limit: int = 20
+    ) -> list[dict[str, Any]]:
+        """The newest jobs first, with their counters."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                text(f"""
+                    SELECT {_JOB_COLUMNS}, coalesce(s.total_pages, 0) AS total_pages,
+                           coalesce(s.successful_pages, 0) AS successful_pages,
+                           coalesce(s.failed_pages, 0) AS failed_pages,
+                           coalesce(s.skipped_pages, 0) AS skipped_pages
+                    FROM scrape_jobs AS j JOIN customers AS c ON c.id = j.customer_id
+                    LEFT JOIN scrape_job_stats AS s ON s.job_id = j.job_id
+                    WHERE (CAST(:customer AS text) IS NULL OR c.slug = :customer)
+                      AND (CAST(:status AS text) IS NULL OR j.status = :status)
+                    ORDER BY j.created_at DESC, j.job_id LIMIT :limit
+                """),  # noqa: S608 - the columns are a constant
+                {"customer": customer, "status": status, "limit": limit},
+            )
+            return [dict(row) for row in rows.mappings()]
+
+    def get_job_results(self, job_id: str) -> list[dict[str, Any]]:
+        """The results that the cache still has (the first 10,000 of a job, for 24 hours)."""
+        cached = self._cache.attempt(lambda redis: redis.hvals(CRAWL_RESULTS.key(job_id)))
+        return [json.loads(value) for value in cached] if isinstance(cached, list) else []
+
+    def get_job_results_from_postgres(
+        self,
+        job_id: str,
+        *,
+        after_url: str | None = None,
+        limit: int = 1000,
+        status: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """A page of the job's results in the order of their urls, however old.
+
+        Args:
+            job_id: the job.
+            after_url: the last url of the page before; None for the first page.
+            limit: rows, 1 to 10,000.
+            status: only `success`, `failed` or `skipped`.
+
+        Raises:
+            ValueError: the limit or the status is out of range.
+        """
+        if not 1 <= limit <= 10_000:
+            msg = f"limit must be between 1 and 10000, not {limit}"
+            raise ValueError(msg)
+        if status is not None and status not in RESULT_STATUSES:
+            msg = f"result status {status!r} is unknown; it is one of {', '.join(RESULT_STATUSES)}"
+            raise ValueError(msg)
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                text(f"""
+                    SELECT {_RESULT_COLUMNS} FROM scrape_job_results
+                    WHERE job_id = :job_id AND url > :after
+                      AND (CAST(:status AS text) IS NULL OR status = :status)
+                    ORDER BY job_id, url LIMIT :limit
+                """),  # noqa: S608 - the columns are a constant
+                {"job_id": job_id, "after": after_url or "", "status": status, "limit": limit},
+            )
+            return [dict(row) for row in rows.mappings()]
+
+    def get_job_stats(self, job_id: str) -> JobStats:
+        """The job's counters: one row by its key; zeros before the first result."""
+        with self._engine.connect() as connection:
+            row = (
+                connection.execute(
+                    text("""
+                        SELECT total_pages, successful_pages, failed_pages, skipped_pages,
+                               avg_processing_time_ms, pages_per_second
+                        FROM scrape_job_stats WHERE job_id = :job_id
+                    """),
+                    {"job_id": job_id},
+                )
+                .mappings()
+                .one_or_none()
+            )
+        if row is None:
+            return JobStats()
+        return JobStats(**{**row, "pages_per_second": float(row["pages_per_second"] or 0.0)})
+
+    def count_by_reason(self, job_id: str) -> list[dict[str, Any]]:
+        """How many urls ended how: status, reason (or HTTP status) and count, most first."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                text("""
+                    SELECT status, coalesce(skip_reason, error_message, http_status::text, '') AS reason,
+                           count(*) AS pages
+                    FROM scrape_job_results WHERE job_id = :job_id
+                    GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2
+                """),
+                {"job_id": job_id},
+            )
+            return [dict(row) for row in rows.mappings()]
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _read_job(connection: Connection, job_id: str) -> dict[str, Any] | None:
+        row = (
+            connection.execute(
+                text(f"""
+                    SELECT {_JOB_COLUMNS} FROM scrape_jobs AS j JOIN customers AS c ON c.id = j.customer_id
+                    WHERE j.job_id = :job_id
+                """),  # noqa: S608 - the columns are a constant
+                {"job_id": job_id},
+            )
+            .mappings()
+            .one_or_none()
+        )
+        return None if row is None else dict(row)
+
+    def _cache_job(self, job: Mapping[str, Any]) -> None:
+        value = to_json(dict(job))
+        self._cache.attempt(
+            lambda redis: redis.set(CRAWL_JOB.key(job["job_id"]), value, ex=CRAWL_JOB.ttl_seconds)
+        )
+
+
+def _from_cached_job(job: dict[str, Any]) -> dict[str, Any]:
+    """A cached job in the very types that Postgres gives."""
+    for name in ("created_at", "started_at", "completed_at"):
+        if job.get(name):
+            job[name] = datetime.fromisoformat(job[name])
+    job["customer_id"] = UUID(job["customer_id"])
+    return job
+
+
+def _result_url(job_id: str, page: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Check a result and return its url."""
+    url = result.get("url") or page.get("url")
+    if not isinstance(url, str) or not url:
+        msg = f"a result of job {job_id} has no url"
+        raise ValueError(msg)
+    if len(url.encode("utf-8", "replace")) > 2048 or "\x00" in url:
+        msg = f"a result of job {job_id} has a url that cannot be kept (2048 bytes at most, no NUL): {url[:80]}…"
+        raise ValueError(msg)
+    status = result.get("status")
+    if status not in RESULT_STATUSES:
+        msg = f"the result of {url} has status {status!r}; it is one of {', '.join(RESULT_STATUSES)}"
+        raise ValueError(msg)
+    ms = result.get("processing_time_ms")
+    if ms is not None and (not math.isfinite(ms) or ms < 0):
+        msg = f"the result of {url} took {ms} ms: a time cannot be negative"
+        raise ValueError(msg)
+    return url

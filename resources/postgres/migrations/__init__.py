@@ -1,0 +1,21 @@
+"""Alembic's folder: `env.py`, one module for each revision, and the SQL files that they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import op
+
+HERE = Path(__file__).parent
+
+
+def run_sql_file(name: str) -> None:
+    """Run a file of `sql/` as it is, in the revision's transaction.
+
+    The driver's own cursor is used, because it sends a text without parameters as one simple query: several
+    statements, and no meaning for `:name` or `%` in function bodies.
+    """
+    text = (HERE / "sql" / name).read_text(encoding="utf-8")
+    connection = op.get_bind().connection
+    with connection.cursor() as cursor:
+        cursor.execute(text)

@@ -1,0 +1,44 @@
+"""The permanent tier as a Dagster resource: the face that jobs and assets use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import Field
+
+from resources import stack
+from resources.postgres.jobs import PersistentJobManager
+from resources.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from resources.services import Endpoints
+
+
+class PostgresResource(dg.ConfigurableResource[None]):
+    """Postgres, by `OMNIOPS_DATABASE_URL` or embedded."""
+
+    database_url: str = Field(
+        default="",
+        description="A postgresql:// url. Empty: OMNIOPS_DATABASE_URL, or else the embedded Postgres.",
+    )
+
+    def _settings(self) -> Settings:
+        settings = Settings.from_environment()
+        if not self.database_url:
+            return settings
+        return Settings(settings.home, self.database_url, settings.owner_database_url, settings.redis_url)
+
+    def endpoints(self) -> Endpoints:
+        """The addresses in use; an embedded server is held until the process ends."""
+        return stack.endpoints(self._settings())
+
+    def engine(self) -> Engine:
+        """The process's pool of connections."""
+        return stack.database_engine(self._settings())
+
+    def job_manager(self) -> PersistentJobManager:
+        """The audit trail of jobs."""
+        return PersistentJobManager(self.engine(), stack.cache(self._settings()))
