@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from sqlalchemy import text
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from sqlalchemy import Engine
 
 
@@ -32,6 +33,4 @@ class TableAsset:
 def count_rows(engine: Engine, table: TableAsset, *, job_id: str, customer_id: UUID | str) -> int:
     """Count the rows of a table that belong to the job or its customer."""
     with engine.connect() as connection:
-        return int(
-            connection.scalar(text(table.counted), {"job_id": job_id, "customer_id": str(customer_id)}) or 0
-        )
+        return int(connection.scalar(text(table.counted), {"job_id": job_id, "customer_id": str(customer_id)}) or 0)

@@ -72,7 +72,9 @@ def _postgres(url: str, *, embedded: bool) -> list[Finding]:
             findings.append(
                 Finding("postgres", fits, f"{shown} ({where})", "" if fits else "use PostgreSQL 15 or newer")
             )
-            installed = dict(connection.execute(text("SELECT extname, extversion FROM pg_extension")).all())
+            installed: dict[str, str] = dict(
+                connection.execute(text("SELECT extname, extversion FROM pg_extension")).tuples().all()
+            )
             for name in _EXTENSIONS:
                 findings.append(
                     Finding(
@@ -94,9 +96,7 @@ def _postgres(url: str, *, embedded: bool) -> list[Finding]:
             "" if state.up_to_date else "omniops migrate" if state.known else "update omniops_pipelines",
         )
     )
-    findings.append(
-        Finding("dagster storage", True, "ready" if dagster else "not made yet: the first run makes it")
-    )
+    findings.append(Finding("dagster storage", True, "ready" if dagster else "not made yet: the first run makes it"))
     return findings
 
 
@@ -107,7 +107,7 @@ def _redis(url: str | None, *, embedded: bool) -> Finding:
     try:
         client = Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
         try:
-            info: dict[str, Any] = client.info("server")  # type: ignore[assignment]
+            info: dict[str, Any] = client.info("server")
         finally:
             client.close()
     except (RedisError, OSError) as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.engine import make_url
 
 from resources import stack
-from resources.postgres.connection import DatabaseNotMigrated, DatabaseError
+from resources.postgres.connection import DatabaseError, DatabaseNotMigrated
 from resources.postgres.migrate import DAGSTER_SCHEMA, migrate, migration_state
 from resources.settings import Settings
 
@@ -24,9 +24,7 @@ def dagster_database_url(database_url: str) -> str:
     `NOTIFY` statements do not survive), and a schema of its own.
     """
     url = make_url(database_url).set(drivername="postgresql+psycopg2")
-    return url.update_query_dict({"options": f"-csearch_path={DAGSTER_SCHEMA}"}).render_as_string(
-        hide_password=False
-    )
+    return url.update_query_dict({"options": f"-csearch_path={DAGSTER_SCHEMA}"}).render_as_string(hide_password=False)
 
 
 def prepare_home(settings: Settings, endpoints: Endpoints) -> Path:

@@ -43,7 +43,7 @@ def start_services() -> None:
 
     endpoints = start(Settings.from_environment())
     prepare_database(endpoints)
-    click.echo("The servers run until `omniops services stop`. Their addresses: eval \"$(omniops env)\"")
+    click.echo('The servers run until `omniops services stop`. Their addresses: eval "$(omniops env)"')
 
 
 @services.command("stop")

@@ -236,5 +236,3 @@ def _failure_of(result: Any) -> str:
             if data.error is not None:
                 return str(data.error.message).strip().splitlines()[0]
     return "the run failed; its log in the Dagster UI says more"
-
-

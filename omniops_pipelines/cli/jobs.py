@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from resources.postgres.jobs import PersistentJobManager
 
 _STATUSES = ("queued", "running", "paused", "completed", "failed", "cancelled")
 
@@ -120,7 +125,7 @@ def job_stats(job_id: str, as_json: bool) -> None:
         output.print_facts({"job_id": job_id, **stats})
 
 
-def _manager():  # type: ignore[no-untyped-def]  # its type would import the database for `--help`
+def _manager() -> PersistentJobManager:
     from omniops_pipelines.instance import prepare_database
     from resources import stack
 

@@ -195,8 +195,7 @@ class _Layout:
         if not trail:
             return ""
         items = [
-            f'<li><a href="{up.path}">{escape("Home" if up.path == "/" else _label(up))}</a></li>'
-            for up in trail
+            f'<li><a href="{up.path}">{escape("Home" if up.path == "/" else _label(up))}</a></li>' for up in trail
         ]
         items.append(f'<li aria-current="page">{escape(_label(page))}</li>')
         return f'<nav class="crumbs" aria-label="Breadcrumb"><ol>{"".join(items)}</ol></nav>'
@@ -248,7 +247,5 @@ def _sitemap(base: str, pages: Iterable[Page]) -> str:
 
 def _price_list(site_name: str, pages: Iterable[Page]) -> Answer:
     products = sorted((page for page in pages if page.sku), key=lambda page: page.sku)
-    pdf = price_list_pdf(
-        f"{site_name}: price list 2026", [(page.sku, page.title, page.price) for page in products]
-    )
+    pdf = price_list_pdf(f"{site_name}: price list 2026", [(page.sku, page.title, page.price) for page in products])
     return Answer(200, "application/pdf", pdf, _midnight(max(page.updated for page in products)))

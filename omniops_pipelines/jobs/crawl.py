@@ -127,9 +127,7 @@ def _refuse(error: Exception) -> dg.Failure:
 
 
 @dg.op(description="Checks what is asked for, and records the job. Nothing is written before all of it is right.")
-def plan_crawl(
-    context: dg.OpExecutionContext, config: CrawlConfig, postgres: PostgresResource
-) -> dict[str, Any]:
+def plan_crawl(context: dg.OpExecutionContext, config: CrawlConfig, postgres: PostgresResource) -> dict[str, Any]:
     """Turn the configuration into a recorded job."""
     order = config.order()
     try:
@@ -205,10 +203,13 @@ def crawl_pages(
     )
     report = _reporter(context, planned, crawl.progress)
     on_interrupt = context.run.tags.get(TAG_ON_INTERRUPT, "cancelled")
+
+    def tick() -> None:
+        progress.publish(job_id, plan, crawl.progress)
+        report()
+
     try:
-        outcome = _run_interruptibly(
-            crawl, on_interrupt, lambda: (progress.publish(job_id, plan, crawl.progress), report())
-        )
+        outcome = _run_interruptibly(crawl, on_interrupt, tick)
     except WorkerReplaced as error:
         # The job goes on elsewhere: this run has failed, the job has not.
         raise _refuse(error) from error
@@ -352,9 +353,7 @@ def _cached_result(finished: FinishedUrl) -> dict[str, Any]:
     return result
 
 
-def _reporter(
-    context: dg.OpExecutionContext, planned: dict[str, Any], now: CrawlProgress
-) -> Callable[[], None]:
+def _reporter(context: dg.OpExecutionContext, planned: dict[str, Any], now: CrawlProgress) -> Callable[[], None]:
     """Reports progress to the run's log and as an observation of `scraped_pages`, every few seconds."""
     started = last = time.monotonic()
 

@@ -268,9 +268,7 @@ def _codings(header: str) -> tuple[str, ...]:
         FetchFailed: bad_encoding, for an unknown coding or more than two on one another (no server has a
             reason for that, and each can multiply by a thousand).
     """
-    codings = tuple(
-        name for part in header.split(",") if (name := part.strip().lower()) not in ("", "identity")
-    )
+    codings = tuple(name for part in header.split(",") if (name := part.strip().lower()) not in ("", "identity"))
     known = {"gzip", "x-gzip", "deflate"}
     if brotli is not None:
         known.add("br")

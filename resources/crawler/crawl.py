@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import uvloop
 from crawlee import ConcurrencySettings, service_locator
 from crawlee.configuration import Configuration
 from crawlee.crawlers import BasicCrawler, BasicCrawlingContext
@@ -64,6 +65,10 @@ STOP_SECONDS = 5.0
 _PAGE_TYPES = ("text/html", "application/xhtml+xml", "text/plain", None)
 
 
+# Redirects that lead nowhere: the source is failed, with this reason.
+_BAD_REDIRECTS = ("redirect_invalid", "redirect_loop", "redirect_off_site", "too_many_redirects")
+
+
 class _NoEvents(EventManager):
     """Crawlee's process-wide event bus, without its tasks.
 
@@ -75,7 +80,7 @@ class _NoEvents(EventManager):
     def active(self) -> bool:
         return True
 
-    async def __aenter__(self) -> _NoEvents:  # type: ignore[override]
+    async def __aenter__(self) -> _NoEvents:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -98,7 +103,7 @@ def _quiet_crawlee() -> EventManager:
     """Give Crawlee the empty event bus and silence its log lines for single pages."""
     with _crawlee_lock:
         logging.getLogger("crawlee").setLevel(logging.CRITICAL)
-        if not isinstance(service_locator._event_manager, _NoEvents):  # noqa: SLF001 - the getter would make one
+        if not isinstance(service_locator._event_manager, _NoEvents):
             try:
                 service_locator.set_event_manager(_NoEvents())
             except ServiceConflictError:
@@ -170,13 +175,7 @@ class Crawl:
             WorkerReplaced: another worker took over.
             DatabaseUnreachable: the database stayed away for longer than the writer's patience.
         """
-        try:
-            import uvloop  # noqa: PLC0415 - not on Windows
-
-            factory = uvloop.new_event_loop
-        except ImportError:
-            factory = asyncio.new_event_loop
-        with asyncio.Runner(loop_factory=factory) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._run())
 
     def stop(self, reason: str) -> None:
@@ -215,12 +214,8 @@ class Crawl:
         await loop.run_in_executor(executor, self._frontier.take_over_dead_workers)
         seeds = [FrontierUrl(url_hash(url), url, 0) for url in self._plan.urls]
         await loop.run_in_executor(executor, self._frontier.seed, seeds)
-        worker = await loop.run_in_executor(
-            executor, lambda: self._frontier.register_worker(run_id=self._run_id)
-        )
-        manager = FrontierRequestManager(
-            self._frontier, worker, self._plan.max_pages, self._paces, executor
-        )
+        worker = await loop.run_in_executor(executor, lambda: self._frontier.register_worker(run_id=self._run_id))
+        manager = FrontierRequestManager(self._frontier, worker, self._plan.max_pages, self._paces, executor)
         writer = BatchWriter(
             lambda batch: self._commit(worker, batch, manager.own_links),
             manager.committed,
@@ -258,7 +253,7 @@ class Crawl:
     def _build_crawler(self, client: GuardedHttpClient, manager: FrontierRequestManager) -> _FrontierCrawler:
         events = _quiet_crawlee()
         n = self._plan.concurrency
-        crawler = _FrontierCrawler(
+        return _FrontierCrawler(
             configuration=Configuration(purge_on_start=False),
             event_manager=events,
             storage_client=MemoryStorageClient(),
@@ -266,21 +261,16 @@ class Crawl:
             http_client=client,
             request_handler=self._handle,
             # The autoscaler watches the whole machine and would fall to one request at a time beside other work.
-            concurrency_settings=ConcurrencySettings(
-                min_concurrency=n, desired_concurrency=n, max_concurrency=n
-            ),
+            concurrency_settings=ConcurrencySettings(min_concurrency=n, desired_concurrency=n, max_concurrency=n),
             max_request_retries=0,
             use_session_pool=False,
             retry_on_blocked=False,
             configure_logging=False,
-            statistics=Statistics.with_default_state(
-                persistence_enabled=False, log_interval=timedelta(days=1)
-            ),
+            statistics=Statistics.with_default_state(persistence_enabled=False, log_interval=timedelta(days=1)),
             status_message_logging_interval=timedelta(days=1),
             # The client has its own time limit for a page; this one only catches a handler that hangs.
             request_handler_timeout=timedelta(seconds=2 * self._limits.page_seconds + 60),
         )
-        return crawler
 
     def _commit(self, worker: int, batch: Batch, own_links: int) -> Committed:
         """In the writer's thread: Postgres first, then what it took goes to the cache."""
@@ -303,9 +293,7 @@ class Crawl:
             progress.phases["cache"] += time.perf_counter() - written
         return done
 
-    async def _watch(
-        self, worker: int, manager: FrontierRequestManager, executor: ThreadPoolExecutor
-    ) -> None:
+    async def _watch(self, worker: int, manager: FrontierRequestManager, executor: ThreadPoolExecutor) -> None:
         """Keep the time limit, renew the lease, and hear when another program ends the job."""
         loop = asyncio.get_running_loop()
         next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
@@ -321,9 +309,7 @@ class Crawl:
                 continue
             next_heartbeat = now + HEARTBEAT_SECONDS
             try:
-                status = await loop.run_in_executor(
-                    executor, lambda: self._frontier.heartbeat(worker, busy=True)
-                )
+                status = await loop.run_in_executor(executor, lambda: self._frontier.heartbeat(worker, busy=True))
             except Exception as error:  # noqa: BLE001 - the writer decides about a lost database, and the fence about a lost lease
                 logger.warning("heartbeat failed: %s", error)
                 continue
@@ -354,13 +340,13 @@ class Crawl:
         It raises nothing: an unforeseen error is the outcome of this page and of no other.
         """
         manager, client = self._manager, self._client
-        if manager is None or client is None or manager.writer is None:  # pragma: no cover - set before the crawler runs
+        if manager is None or client is None or manager.writer is None:
             return
         task = manager.task_of(context.request)
         task.tries += 1
         try:
             finished, links = await self._visit(task, manager, client)
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:
             logger.exception("page %s could not be handled", task.url)
             finished = [self._failed(task, task.url, f"internal: {type(error).__name__}: {error}"[:500])]
             links = []
@@ -408,7 +394,7 @@ class Crawl:
             source = self._skipped(task, task.url, reason, fetched)
             source.redirected_to = target
             return [source], []
-        if fetched.error is not None and (fetched.error.startswith("redirect_") or fetched.error == "too_many_redirects"):
+        if fetched.error in _BAD_REDIRECTS:
             failed = self._failed(task, task.url, _message(fetched), fetched)
             failed.redirected_to = target
             return [failed], []
@@ -417,9 +403,7 @@ class Crawl:
         source.redirected_to = target
         source.http_status = None
         if manager.adopt(target_hash):
-            finished, links = self._read(
-                Task(target_hash, target, task.depth, task.tries), target, fetched, manager
-            )
+            finished, links = self._read(Task(target_hash, target, task.depth, task.tries), target, fetched, manager)
             for outcome in finished:
                 outcome.adopted = True
             return [source, *finished], links

@@ -145,11 +145,7 @@ def is_public_address(address: str | IPv4Address | IPv6Address) -> bool:
     if isinstance(parsed, IPv4Address):
         return not any(parsed in network for network in _V4_REFUSED)
     # A scope id means link-local; on any other address it is an attempt to look like something else.
-    return (
-        parsed.scope_id is None
-        and parsed in _V6_GLOBAL
-        and not any(parsed in network for network in _V6_REFUSED)
-    )
+    return parsed.scope_id is None and parsed in _V6_GLOBAL and not any(parsed in network for network in _V6_REFUSED)
 
 
 def is_allowed_address(address: str | IPv4Address | IPv6Address, *, allow_private: bool) -> bool:
@@ -172,7 +168,7 @@ def is_allowed_address(address: str | IPv4Address | IPv6Address, *, allow_privat
     return parsed.scope_id is None and any(parsed in network for network in _V6_PRIVATE)
 
 
-class AddressRefused(OSError):  # noqa: N818 - says what happened
+class AddressRefused(OSError):
     """A connection was not made, because its address is not allowed.
 
     It is an OSError so that aiohttp and the happy-eyeballs race carry it like any failed connection.
@@ -307,15 +303,15 @@ class HostCheckError(OSError):
     """A host cannot be crawled; the text is one sentence for the person who asked."""
 
 
-class HostUnresolvable(HostCheckError):  # noqa: N818 - says what happened
+class HostUnresolvable(HostCheckError):
     """The name has no address."""
 
 
-class HostRefused(HostCheckError):  # noqa: N818 - says what happened
+class HostRefused(HostCheckError):
     """The host is at an address that the guard refuses."""
 
 
-class HostUnreachable(HostCheckError):  # noqa: N818 - says what happened
+class HostUnreachable(HostCheckError):
     """Nothing accepts a connection there."""
 
 
@@ -343,19 +339,13 @@ def check_host(host: str, port: int, allow_private: bool = False, *, timeout_sec
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise HostUnresolvable(
-            f"The host {host!r} has no address: check its spelling and your network."
-        ) from error
-    allowed = [
-        info for info in infos if is_allowed_address(_address_of(info[4]), allow_private=allow_private)
-    ]
+        raise HostUnresolvable(f"The host {host!r} has no address: check its spelling and your network.") from error
+    allowed = [info for info in infos if is_allowed_address(_address_of(info[4]), allow_private=allow_private)]
     if not allowed:
         address = _address_of(infos[0][4])
         at = f"{host!r} is" if address == host else f"{host!r} is at {address}, which is"
         if not allow_private and is_allowed_address(address, allow_private=True):
-            raise HostRefused(
-                f"{at} a private address, and those are never crawled unless you say --allow-private."
-            )
+            raise HostRefused(f"{at} a private address, and those are never crawled unless you say --allow-private.")
         raise HostRefused(f"{at} an address that is never crawled.")
     deadline = time.monotonic() + timeout_seconds
     problem: OSError = TimeoutError()

@@ -89,9 +89,7 @@ class CrawlProgress:
     retries: int = 0
     repairs: int = 0
     seconds: float = 0.0
-    phases: dict[str, float] = field(
-        default_factory=lambda: {"fetch": 0.0, "parse": 0.0, "write": 0.0, "cache": 0.0}
-    )
+    phases: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "parse": 0.0, "write": 0.0, "cache": 0.0})
 
     @property
     def pages_per_second(self) -> float:

@@ -3,8 +3,8 @@
 The urls that this worker leases are held in memory, so that a page costs no query: urls come in batches (`claim`),
 new links come back from the commit that entered them, and what is done is acknowledged by the writer.
 
-Crawlee asks `is_empty` and `is_finished` for each task and sleeps half a second when it is told "empty" with
-nothing under way; so `is_empty` itself waits, for less time, on an event that says when there is work.
+Crawlee asks `is_empty` and `is_finished` for each task and sleeps half a second when it is told "empty"; so
+`is_empty` itself waits, on an event that says when there is work.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import heapq
 import itertools
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -192,17 +193,22 @@ class FrontierRequestManager(RequestManager):
     # --- Crawlee's side -------------------------------------------------------------------------------------
 
     async def is_empty(self) -> bool:
-        """False if a request can be handed out now; waits a moment for one before it says True."""
-        if self._can_hand_out():
-            return False
-        if not self._is_done():
+        """False when there is something to do: a request can be handed out, or the end can be noticed.
+
+        Crawlee sleeps half a second after a True, so this waits itself until it can say False; only a stop ends
+        the wait before.
+        """
+        while not self._can_hand_out():
+            if self.stopping:
+                return True
+            if self._is_done():
+                # Crawlee fetches once more, gets None, and asks `is_finished` at once.
+                return False
             self._wake.clear()
             self._ensure_refill()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._patience())
-            except TimeoutError:
-                pass
-        return not self._can_hand_out()
+        return False
 
     async def is_finished(self) -> bool:
         """True when nothing is left here, in flight, unsaved, or in Postgres."""
@@ -233,13 +239,13 @@ class FrontierRequestManager(RequestManager):
         self._wake.set()
         return None
 
-    async def reclaim_request(self, request: Request, *, forefront: bool = False) -> ProcessedRequest | None:  # noqa: ARG002
+    async def reclaim_request(self, request: Request, *, forefront: bool = False) -> ProcessedRequest | None:
         """Crawlee's own retry; the crawl retries by `retry`, so this is a handler's unforeseen error."""
         task = self._in_flight.pop(request.unique_key)
         self.retry(task, 1.0)
         return None
 
-    async def add_request(self, request: str | Request, *, forefront: bool = False) -> ProcessedRequest | None:  # noqa: ARG002
+    async def add_request(self, request: str | Request, *, forefront: bool = False) -> ProcessedRequest | None:
         """Refused: links enter the frontier with the commit of the page that holds them."""
         msg = "requests are not added here: links enter the frontier with their page's commit"
         raise NotImplementedError(msg)

@@ -40,7 +40,7 @@ MAX_URL_LENGTH: Final = 8_192
 2,083 of old browsers would lose pages that exist."""
 
 
-class InvalidUrl(ValueError):  # noqa: N818 - the name is the spec's word
+class InvalidUrl(ValueError):
     """A url that cannot be fetched.
 
     Attributes:
@@ -93,8 +93,7 @@ def _regular(match: re.Match[str]) -> str:
     if text[0] != "%":
         # "replace" is not for UTF-8 encoding of half a surrogate pair; browsers send U+FFFD.
         return "".join(
-            f"%{byte:02X}"
-            for byte in text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+            f"%{byte:02X}" for byte in text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
         )
     if len(text) == 1:
         return "%25"
@@ -562,8 +561,6 @@ class _GlobSet:
             start = url.find("/", url.find("://") + 3)
             query = url.find("?", start)
             for expression in self._on_path:
-                if expression.fullmatch(url, start) or (
-                    query >= 0 and expression.fullmatch(url, start, query)
-                ):
+                if expression.fullmatch(url, start) or (query >= 0 and expression.fullmatch(url, start, query)):
                     return True
         return False

@@ -98,7 +98,7 @@ def is_connection_lost(error: BaseException) -> bool:
     code = getattr(error.orig, "sqlstate", None)
     if code is None:
         return isinstance(error, OperationalError)
-    return code.startswith(_LOST)
+    return str(code).startswith(_LOST)
 
 
 @contextmanager

@@ -36,7 +36,10 @@ def check_slug(slug: str) -> str:
 
 def find_customer(connection: Connection, slug: str) -> UUID | None:
     """The id of the customer with this slug, or None."""
-    return connection.scalar(text("SELECT id FROM customers WHERE slug = :slug"), {"slug": check_slug(slug)})
+    found: UUID | None = connection.scalar(
+        text("SELECT id FROM customers WHERE slug = :slug"), {"slug": check_slug(slug)}
+    )
+    return found
 
 
 def ensure_customer(connection: Connection, slug: str) -> UUID:

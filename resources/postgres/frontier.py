@@ -340,8 +340,9 @@ class CrawlFrontier:
             connection.execute(
                 text("SELECT 1 FROM scrape_jobs WHERE job_id = :job_id FOR NO KEY UPDATE"), {"job_id": self.job_id}
             )
-            granted: int = connection.execute(
-                text("""
+            granted: int = (
+                connection.execute(
+                    text("""
                     UPDATE omniops_meta.crawl_workers AS w SET pages_left = w.pages_left + g.granted
                     FROM (
                         SELECT greatest(0, least(:want, :max_pages
@@ -351,13 +352,13 @@ class CrawlFrontier:
                     ) AS g
                     WHERE w.worker_id = :worker RETURNING g.granted
                 """),
-                {"job_id": self.job_id, "worker": worker, "want": want, "max_pages": max_pages},
-            ).scalar_one_or_none() or 0
+                    {"job_id": self.job_id, "worker": worker, "want": want, "max_pages": max_pages},
+                ).scalar_one_or_none()
+                or 0
+            )
         return int(granted)
 
-    def commit(
-        self, worker: int, batch: Batch, *, own_links: int, lease_seconds: float = LEASE_SECONDS
-    ) -> Committed:
+    def commit(self, worker: int, batch: Batch, *, own_links: int, lease_seconds: float = LEASE_SECONDS) -> Committed:
         """Write a batch in one transaction: links, acknowledgements, content, results.
 
         Args:

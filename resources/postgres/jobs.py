@@ -182,7 +182,8 @@ class PersistentJobManager:
                 made = connection.execute(
                     text("""
                         INSERT INTO scrape_jobs (job_id, customer_id, domain, job_type, config, metadata)
-                        VALUES (:job_id, :customer_id, :domain, :job_type, CAST(:config AS jsonb), CAST(:metadata AS jsonb))
+                        VALUES (:job_id, :customer_id, :domain, :job_type,
+                                CAST(:config AS jsonb), CAST(:metadata AS jsonb))
                         ON CONFLICT (job_id) DO NOTHING
                     """),
                     row,
@@ -215,9 +216,7 @@ class PersistentJobManager:
         """Record the outcome of one url. See `add_job_results`."""
         self.add_job_results(job_id, [(page, result)])
 
-    def add_job_results(
-        self, job_id: str, batch: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]
-    ) -> int:
+    def add_job_results(self, job_id: str, batch: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> int:
         """Record the outcomes of many urls in one round trip; a url that has one already gets the new one.
 
         Args:
@@ -258,7 +257,7 @@ class PersistentJobManager:
     def cache_results(self, job_id: str, results: Mapping[str, Mapping[str, Any]]) -> None:
         """Put results that Postgres already has into the cache, in one round trip."""
         key = CRAWL_RESULTS.key(job_id)
-        fields = {}
+        fields: dict[Any, Any] = {}
         for url, result in results.items():
             shown = dict(result)
             if isinstance(shown.get("text"), str):
@@ -469,9 +468,7 @@ class PersistentJobManager:
 
     def _cache_job(self, job: Mapping[str, Any]) -> None:
         value = to_json(dict(job))
-        self._cache.attempt(
-            lambda redis: redis.set(CRAWL_JOB.key(job["job_id"]), value, ex=CRAWL_JOB.ttl_seconds)
-        )
+        self._cache.attempt(lambda redis: redis.set(CRAWL_JOB.key(job["job_id"]), value, ex=CRAWL_JOB.ttl_seconds))
 
 
 def _from_cached_job(job: dict[str, Any]) -> dict[str, Any]:

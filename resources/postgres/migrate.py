@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from resources.postgres.connection import DatabaseError, connect_once, role_of
+from resources.postgres.migrations import run_script
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -131,5 +132,4 @@ def _grant_runtime(connection: Connection, role: str) -> None:
     """Give the runtime role the use of the tables, and nothing of their definition."""
     grants = (Path(__file__).parent / "sql" / "grant_runtime.sql").read_text(encoding="utf-8")
     connection.execute(text("SELECT set_config('omniops.runtime_role', :role, true)"), {"role": role})
-    with connection.connection.cursor() as cursor:
-        cursor.execute(grants)
+    run_script(connection, grants)

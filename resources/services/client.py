@@ -33,8 +33,7 @@ _SPAWNS = 3  # one that fails as often will not be had by trying on
 # The interpreter that runs the supervisor looks nowhere but in the standard library and then in our folder:
 # it starts in milliseconds, whatever the environment holds.
 _SUPERVISE = (
-    "import sys; sys.path.append(sys.argv.pop(1)); "
-    "from resources.services.supervisor import main; main(sys.argv[1:])"
+    "import sys; sys.path.append(sys.argv.pop(1)); from resources.services.supervisor import main; main(sys.argv[1:])"
 )
 _SOURCE = Path(__file__).resolve().parents[2]
 
@@ -87,9 +86,7 @@ class Endpoints:
         self.embedded_redis = redis and settings.redis_url is None
         self.database_url = settings.database_url or self._layout.postgres_url()
         self.owner_database_url = (
-            settings.owner_database_url
-            or settings.database_url
-            or self._layout.postgres_url(layouts.OWNER_ROLE)
+            settings.owner_database_url or settings.database_url or self._layout.postgres_url(layouts.OWNER_ROLE)
         )
         self.redis_url = settings.redis_url or (self._layout.redis_url if redis else None)
         wanted = (("postgres", self.embedded_postgres), ("valkey", self.embedded_redis))
@@ -327,6 +324,11 @@ def _spawn(layout: Layout) -> None:
                 start_new_session=True,
                 pass_fds=(writer,),
             )
+        except OSError as error:
+            raise ServiceError(
+                f"The servers' supervisor cannot be run ({error}): repair the Python environment, or set "
+                "OMNIOPS_DATABASE_URL and OMNIOPS_REDIS_URL to servers of your own."
+            ) from error
         finally:
             os.close(writer)
         process.wait()  # it forks and ends at once

@@ -76,8 +76,6 @@ def _from_proc() -> list[tuple[int, int, str]]:
 
 
 def _from_ps() -> list[tuple[int, int, str]]:
-    listing = subprocess.run(
-        ["/bin/ps", "-axo", "pid=,uid=,command="], capture_output=True, text=True, check=False
-    )
+    listing = subprocess.run(["/bin/ps", "-axo", "pid=,uid=,command="], capture_output=True, text=True, check=False)
     rows = (line.split(None, 2) for line in listing.stdout.splitlines())
     return [(int(row[0]), int(row[1]), row[2]) for row in rows if len(row) == 3]

@@ -115,9 +115,7 @@ def can_pass(path: Path, account: Account) -> bool:
     return True
 
 
-def child_setup(
-    account: Account | None, paths: list[Path], death_signal: signal.Signals
-) -> Callable[[], None]:
+def child_setup(account: Account | None, paths: list[Path], death_signal: signal.Signals) -> Callable[[], None]:
     """What a server does between fork and exec: become its user, and ask to end with its parent.
 
     Args:

@@ -24,7 +24,8 @@ _SETTINGS = {
     "dbfilename": _SNAPSHOT,
     "save": "300 1",
     "appendonly": "no",
-    "shutdown-on-sigterm": "save",
+    # force: on a full disk it would refuse to end.
+    "shutdown-on-sigterm": "save force",
     "maxmemory": "256mb",
     "maxmemory-policy": "allkeys-lru",
     "daemonize": "no",

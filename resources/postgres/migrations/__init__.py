@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alembic import op
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 HERE = Path(__file__).parent
 
@@ -16,6 +20,13 @@ def run_sql_file(name: str) -> None:
     statements, and no meaning for `:name` or `%` in function bodies.
     """
     text = (HERE / "sql" / name).read_text(encoding="utf-8")
-    connection = op.get_bind().connection
-    with connection.cursor() as cursor:
-        cursor.execute(text)
+    run_script(op.get_bind(), text)
+
+
+def run_script(connection: Connection, script: str) -> None:
+    """Run several statements as one simple query, in the connection's transaction."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(script)
+    finally:
+        cursor.close()

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
+from resources.services import status
 from resources.settings import PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ _USER = """
 import sys
 from pathlib import Path
 from resources.services import acquire
+from resources.services import status
 from resources.settings import Settings
 endpoints = acquire(Settings(Path(sys.argv[1]), None, None, None))
 print(endpoints.database_url, flush=True)
@@ -38,6 +41,12 @@ def wait_until(what: Callable[[], object], seconds: float = 15.0) -> None:
     while not what():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.01)
+
+
+def kill(process: psutil.Process) -> None:
+    """SIGKILL, if it is there still."""
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGKILL)
 
 
 class Stack:
@@ -92,17 +101,13 @@ class Stack:
                 self._seen |= {supervisor, *supervisor.children(recursive=True)}
             except psutil.NoSuchProcess:
                 continue
-        return [process for process in self._seen if _runs(process)]
+        return [process for process in self._seen if runs(process)]
 
     def server(self, name: str) -> psutil.Process:
         """The process of one server."""
-        (found,) = (
-            process
-            for supervisor in self.supervisors()
-            for process in supervisor.children()
-            if name in process.name() or name in " ".join(process.cmdline()[:1])
-        )
-        return found
+        (pid,) = (entry.pid for entry in status(self.settings) if entry.name == name)
+        assert pid is not None
+        return psutil.Process(pid)
 
     def wait_until_gone(self, seconds: float = 15.0) -> None:
         """Wait until nothing of it runs."""
@@ -119,7 +124,8 @@ class Stack:
             return row[0] if row else None
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Whether it runs; one that ended and was not collected does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -127,8 +133,8 @@ def _runs(process: psutil.Process) -> bool:
 
 
 @pytest.fixture
-def make_stack() -> Iterator[Callable[[Path], Stack]]:
-    """Make stacks; at the end their users are killed, and nothing may be left of them."""
+def make_stack(folder: Path) -> Iterator[Callable[[Path], Stack]]:
+    """Make stacks in the folder, which goes after them; at the end no process may be left of one."""
     stacks: list[Stack] = []
 
     def make(home: Path) -> Stack:
@@ -145,12 +151,12 @@ def make_stack() -> Iterator[Callable[[Path], Stack]]:
             stack.wait_until_gone()
         finally:
             for process in stack.processes():
-                process.send_signal(signal.SIGKILL)
+                kill(process)
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short name, as a user's would be: pytest's own can exceed what a socket's path may be."""
+    """A folder with a short name, as a user's has; pytest's own are long for a socket's path."""
     path = Path(tempfile.mkdtemp(prefix="omniops-test-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)

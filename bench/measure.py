@@ -1,0 +1,142 @@
+"""What a contender measures of itself and of the stores, over the time of its crawl alone.
+
+Imports, connections and set-up are outside: a `Meter` runs from `start` to `stop`.
+
+CPU of a server is the time of all its processes: those that live, by `/proc/PID/task/*/schedstat` (nanoseconds),
+and those that ended and were waited for, by the postmaster's own `cutime` and `cstime` (ticks of 10 ms). A
+process that ends moves from the first sum to the second, so nothing is lost; and the meter is stopped while the
+contender's connections are open, so that its backends are in the exact sum. What Postgres does later for these
+rows (autovacuum, checkpoint) is outside, for all contenders alike: the next run begins with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+
+# Resident memory is noted each time so many more pages are done.
+CURVE_PAGES = 1_000
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(slots=True)
+class Measured:
+    """One run of a contender.
+
+    Attributes:
+        contender: its name.
+        pages: pages that it says it finished.
+        seconds: wall time of the crawl.
+        cpu_seconds: of the contender's process, all threads.
+        postgres_cpu_seconds: of all processes of the server.
+        valkey_cpu_seconds: of the server.
+        rss_start_mb, rss_1000_mb, rss_end_mb, rss_peak_mb: resident memory at the start of the crawl, at 1,000
+            pages, at its end, and the highest.
+        rss_curve_mb: resident memory at each 1,000 pages.
+        job_id: of the rows that it wrote, if it wrote any.
+        details: what only this contender has.
+    """
+
+    contender: str
+    pages: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    postgres_cpu_seconds: float = 0.0
+    valkey_cpu_seconds: float = 0.0
+    rss_start_mb: float = 0.0
+    rss_1000_mb: float | None = None
+    rss_end_mb: float = 0.0
+    rss_peak_mb: float = 0.0
+    rss_curve_mb: dict[int, float] = field(default_factory=dict)
+    job_id: str | None = None
+    details: dict[str, object] = field(default_factory=dict)
+
+    def print(self) -> None:
+        """Print it as the contender's one line."""
+        print(json.dumps(asdict(self)), flush=True)
+
+    @classmethod
+    def read(cls, line: str) -> Measured:
+        """Read a contender's line."""
+        values = json.loads(line)
+        values["rss_curve_mb"] = {int(pages): mb for pages, mb in values["rss_curve_mb"].items()}
+        return cls(**values)
+
+
+class Meter:
+    """Measures from `start` to `stop`.
+
+    Args:
+        contender: its name.
+        postgres: pid of the postmaster, for contenders that use it.
+        valkey: pid of the server, likewise.
+    """
+
+    def __init__(self, contender: str, *, postgres: int | None = None, valkey: int | None = None) -> None:
+        self.measured = Measured(contender)
+        self._postgres = postgres
+        self._valkey = valkey
+        self._begun = (0.0, 0.0, 0.0, 0.0)
+
+    def start(self) -> None:
+        """The crawl begins."""
+        self.measured.rss_start_mb = resident_mb()
+        self._begun = self._read()
+
+    def page_count(self, pages: int) -> None:
+        """So many pages are done; cheap enough to be called for each."""
+        if pages >= CURVE_PAGES * (len(self.measured.rss_curve_mb) + 1):
+            self.measured.rss_curve_mb[pages] = resident_mb()
+
+    def stop(self, pages: int) -> Measured:
+        """The crawl is over, with everything written."""
+        now = self._read()
+        measured = self.measured
+        measured.pages = pages
+        (
+            measured.seconds,
+            measured.cpu_seconds,
+            measured.postgres_cpu_seconds,
+            measured.valkey_cpu_seconds,
+        ) = (after - before for after, before in zip(now, self._begun, strict=True))
+        measured.rss_end_mb = resident_mb()
+        measured.rss_peak_mb = _status_mb("VmHWM")
+        measured.rss_1000_mb = next(iter(measured.rss_curve_mb.values()), None)
+        return measured
+
+    def _read(self) -> tuple[float, float, float, float]:
+        return time.perf_counter(), time.process_time(), cpu_of(self._postgres), cpu_of(self._valkey)
+
+
+def resident_mb() -> float:
+    """Resident memory of this process."""
+    return _status_mb("VmRSS")
+
+
+def _status_mb(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) / 1_024
+    msg = f"/proc/self/status has no {name}: this benchmark needs Linux"
+    raise RuntimeError(msg)
+
+
+def cpu_of(server: int | None) -> float:
+    """CPU seconds that a server has used since it started, its present and past children included."""
+    if server is None:
+        return 0.0
+    root = psutil.Process(server)
+    ended = root.cpu_times()
+    seconds = float(ended.children_user + ended.children_system)
+    for process in (root, *root.children(recursive=True)):
+        for path in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+            try:
+                seconds += int(path.read_text().split()[0]) / 1e9
+            except (FileNotFoundError, ProcessLookupError):  # it has just ended
+                continue
+    return seconds

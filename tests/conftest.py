@@ -1,0 +1,75 @@
+"""One embedded cluster a session, one database a test."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from resources.postgres.connection import dispose_engines
+from resources.postgres.migrate import migrate
+from resources.services import acquire
+from resources.settings import Settings
+from tests.support.databases import Database, administer, create_database
+from tests.support.site import Site, serve_site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from resources.services import Endpoints
+
+_TEMPLATE = "omniops_template"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Endpoints]:
+    """The session's own Postgres and Valkey, in a folder of their own, whatever the environment says."""
+    with tempfile.TemporaryDirectory(prefix="omniops-tests-", ignore_cleanup_errors=True) as folder:
+        settings = Settings(home=Path(folder) / "home", database_url=None, owner_database_url=None, redis_url=None)
+        with acquire(settings) as endpoints:
+            yield endpoints
+            dispose_engines()
+
+
+@pytest.fixture(scope="session")
+def empty_template(cluster: Endpoints) -> str:
+    """A database with the extensions and nothing else."""
+    return make_url(cluster.database_url).database or ""
+
+
+@pytest.fixture(scope="session")
+def migrated_template(cluster: Endpoints, empty_template: str) -> str:
+    """A database at the newest revision."""
+    administer(cluster, f"CREATE DATABASE {_TEMPLATE} TEMPLATE {empty_template} OWNER omniops_owner")
+    owner = make_url(cluster.owner_database_url).set(database=_TEMPLATE).render_as_string(hide_password=False)
+    runtime = make_url(cluster.database_url).set(database=_TEMPLATE).render_as_string(hide_password=False)
+    migrate(owner, runtime_url=runtime)
+    return _TEMPLATE
+
+
+@pytest.fixture
+def database(cluster: Endpoints, migrated_template: str) -> Iterator[Database]:
+    """A migrated database of this test's own."""
+    made = create_database(cluster, migrated_template)
+    yield made
+    dispose_engines()
+    administer(cluster, f"DROP DATABASE {made.name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database(cluster: Endpoints, empty_template: str) -> Iterator[Database]:
+    """A database that was never migrated."""
+    made = create_database(cluster, empty_template)
+    yield made
+    dispose_engines()
+    administer(cluster, f"DROP DATABASE {made.name} WITH (FORCE)")
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A website of this test's own."""
+    with serve_site() as served:
+        yield served
