@@ -72,7 +72,7 @@ class PagesSpider(scrapy.Spider):
         self.start_urls = [url]
         self.allowed_domains = [site_of(url).partition(":")[0]]
         self._text = order["text"]
-        self._extractor = LinkExtractor(allow_domains=self.allowed_domains) if links == "extractor" else None
+        self._extractor = LinkExtractor(allow_domains=[site_of(url)]) if links == "extractor" else None
 
     async def start(self) -> AsyncIterator[Any]:
         """The start url; without `dont_filter`, so that a link back to it is no second page."""

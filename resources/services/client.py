@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Longer than the supervisor's own patience with a server that recovers or stops.
 _PATIENCE_SECONDS = 240.0
 _RETRY_SECONDS = 0.01
-_SPAWNS = 3  # one that fails as often will not be had by trying on
+_SPAWNS = 5  # one that fails as often will not be had by trying on
 # The interpreter that runs the supervisor looks nowhere but in the standard library and then in our folder:
 # it starts in milliseconds, whatever the environment holds.
 _SUPERVISE = (
@@ -303,6 +303,11 @@ def _boot(layout: Layout, services: tuple[str, ...]) -> None:
             if "error" in answer:
                 raise ServiceError(answer["error"])
             return
+        if spawned > _SPAWNS:
+            raise ServiceError(
+                f"The servers' supervisor ended {spawned} times as it started: see {layout.log}/supervisor.log "
+                "for its reason, and try again."
+            )
         raise ServiceError(_stuck(layout))
     finally:
         os.close(boot)
@@ -334,10 +339,9 @@ def _spawn(layout: Layout) -> None:
         process.wait()  # it forks and ends at once
         told, _, _ = select.select([reports], [], [], _PATIENCE_SECONDS)
         report = reports.read().decode(errors="replace") if told else ""
-    if report != "ready":
-        raise ServiceError(
-            report or f"The servers' supervisor did not start: see {layout.log}/supervisor.log and try again."
-        )
+    # An empty report means that it was killed, or is broken: the caller tries again, but not for ever.
+    if report not in {"", "ready"}:
+        raise ServiceError(report)
 
 
 def _ask(layout: Layout, request: dict[str, Any]) -> dict[str, Any]:

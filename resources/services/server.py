@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1  # a server that recovers logs each time that it is asked
 # A cluster that was killed replays up to max_wal_size before it serves.
 _START_SECONDS = 180.0
-_SILENCE_SECONDS = 8.0
+_SILENCE_SECONDS = 6.0
 _TRIES = 3
 
 

@@ -231,7 +231,8 @@ def main(arguments: list[str]) -> None:
         )
         os.write(channel, why.encode())
         return
-    os.write(channel, b"ready")
+    with suppress(BrokenPipeError):  # who started us was killed meanwhile; others may be waiting
+        os.write(channel, b"ready")
     os.close(channel)
     supervisor.run()
     os.close(lock)

@@ -127,10 +127,10 @@ BEGIN
             array_agg(d.failed), array_agg(d.skipped), array_agg(d.timed), array_agg(d.ms))
         FROM (
             SELECT c.job_id, c.customer_id, sum(c.n)::bigint AS total,
-                   (sum(c.n) FILTER (WHERE c.status = 'success'))::bigint AS successful,
-                   (sum(c.n) FILTER (WHERE c.status = 'failed'))::bigint AS failed,
-                   (sum(c.n) FILTER (WHERE c.status = 'skipped'))::bigint AS skipped,
-                   (sum(c.n) FILTER (WHERE c.ms IS NOT NULL))::bigint AS timed,
+                   coalesce(sum(c.n) FILTER (WHERE c.status = 'success'), 0)::bigint AS successful,
+                   coalesce(sum(c.n) FILTER (WHERE c.status = 'failed'), 0)::bigint AS failed,
+                   coalesce(sum(c.n) FILTER (WHERE c.status = 'skipped'), 0)::bigint AS skipped,
+                   coalesce(sum(c.n) FILTER (WHERE c.ms IS NOT NULL), 0)::bigint AS timed,
                    coalesce(sum(c.n * c.ms), 0)::bigint AS ms
             FROM (SELECT n.job_id, n.customer_id, n.status, n.processing_time_ms AS ms, 1 AS n
                   FROM new_rows AS n
