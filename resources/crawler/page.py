@@ -208,7 +208,9 @@ def _pieces(text: str) -> list[str]:
             # Not in the middle of an element, if one begins in the last quarter of the piece.
             cuts = [match.start() for match in _CUTS.finditer(text, start + 3 * (end - start) // 4, end)]
             end = cuts[-1] if cuts else end
-        pieces.append(text[start:end])
+        piece = text[start:end]
+        # Outside of a table, rows are no elements, and their cells would run together.
+        pieces.append("<table>" + piece if piece[:3].lower() == "<tr" else piece)
         start = end
     return pieces
 
@@ -249,7 +251,7 @@ def _without_scripts(text: str) -> str:
             if end < 0:
                 break
             kept.append(text[position:start])
-            position = end + len(closing)
+            position = end + 3 if closing == "-->" else lower.find(">", end) + 1 or len(text)
         kept.append(text[position:])
         text = " ".join(kept)
         lower = text.lower() if text.isascii() else text

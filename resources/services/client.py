@@ -290,24 +290,21 @@ def _boot(layout: Layout, services: tuple[str, ...]) -> None:
         raise ServiceError(_stuck(layout)) from error
     try:
         spawned = 0
-        while time.monotonic() < deadline and spawned <= _SPAWNS:
+        while time.monotonic() < deadline:
             try:
                 answer = _ask(layout, {"do": "need", "services": list(services)})
             except (OSError, ValueError):  # there is none, or it is just ending
                 if locks.is_held(layout.supervisor_lock):
                     time.sleep(_RETRY_SECONDS)
-                else:
+                elif spawned < _SPAWNS:
                     spawned += 1
                     _spawn(layout)
+                else:
+                    raise ServiceError(_does_not_live(layout)) from None
                 continue
             if "error" in answer:
                 raise ServiceError(answer["error"])
             return
-        if spawned > _SPAWNS:
-            raise ServiceError(
-                f"The servers' supervisor ended {spawned} times as it started: see {layout.log}/supervisor.log "
-                "for its reason, and try again."
-            )
         raise ServiceError(_stuck(layout))
     finally:
         os.close(boot)
@@ -359,6 +356,13 @@ def _stuck(layout: Layout) -> str:
     return (
         f"The embedded servers of {layout.home} do not start or stop: see {layout.log}/supervisor.log, end "
         "the process that it names last, and try again."
+    )
+
+
+def _does_not_live(layout: Layout) -> str:
+    return (
+        f"The servers' supervisor ended {_SPAWNS} times as it started: see {layout.log}/supervisor.log for its "
+        "reason, and try again."
     )
 
 

@@ -143,13 +143,11 @@ def test_two_processes_crawl_two_jobs_at_once(big_site: Site, database: Database
 
 
 def test_two_processes_share_one_job(big_site: Site, database: Database, program: Program) -> None:
+    big_site.latency = 0.4
     first = program.start("crawl", big_site.url, "--job-id", "shared", "--allow-private", "--json")
-    wait_until(lambda: count_results(database, "shared") >= 10, why="10 pages")
+    wait_until(lambda: job_status(database, "shared") == "running", why="the job")
     second = program.start("crawl", "--job-id", "shared", "--json")
-    wait_until(
-        lambda: database.value("SELECT count(*) FROM omniops_meta.crawl_workers") == 2 or first.poll() is not None,
-        why="two workers",
-    )
+    wait_until(lambda: database.value("SELECT count(*) FROM omniops_meta.crawl_workers") == 2, why="two workers")
     for process in (first, second):
         ended = finish(process).expect(0)
         assert ended.json["status"] == "completed"
@@ -157,6 +155,10 @@ def test_two_processes_share_one_job(big_site: Site, database: Database, program
     assert_exact(database, "shared", urls_of(big_site))
     big_site.requests.pop("/robots.txt")
     assert set(big_site.requests.values()) == {1}
+    workers = database.value(
+        "SELECT count(DISTINCT worker_id) FROM crawl_frontier WHERE job_id = 'shared' AND done",
+    )
+    assert workers == 2, "one of the two had no page"
 
 
 def test_the_same_job_ordered_twice_at_the_same_moment_is_one_job(

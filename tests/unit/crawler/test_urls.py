@@ -44,7 +44,7 @@ PAGE = "https://example.com/docs/guide/index.html?v=2"
         ("http://example.com/%zz%4", "http://example.com/%25zz%254"),
         ("http://example.com/ü ö?q=ä b", "http://example.com/%C3%BC%20%C3%B6?q=%C3%A4%20b"),
         ("http://example.com/a[b]|c", "http://example.com/a%5Bb%5D%7Cc"),
-        ("http://example.com/\ud800\0", "http://example.com/%EF%BF%BD%00"),
+        ("http://example.com/\ud800\0x", "http://example.com/%EF%BF%BD%00x"),
         ("http://example.com/\U0001f600", "http://example.com/%F0%9F%98%80"),
         ("  http://exa\nmple.com/a\tb\r\n ", "http://example.com/ab"),
         ("http:\\\\example.com\\a?b\\c", "http://example.com/a?b%5Cc"),
@@ -106,7 +106,9 @@ def test_a_url_that_cannot_be_crawled_says_why(url: str, reason: str) -> None:
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("url", ["mailto:a@b.c", "javascript:void(0)", "tel:+1", "data:text/html,x", "ftp://h/", "page:1"])
+@pytest.mark.parametrize(
+    "url", ["mailto:a@b.c", "javascript:void(0)", "tel:+1", "data:text/html,x", "ftp://h/", "page:1"]
+)
 def test_another_scheme_is_no_mistake_of_the_page(url: str) -> None:
     with pytest.raises(UnsupportedScheme):
         normalise(url, PAGE)
@@ -172,7 +174,7 @@ def test_a_normal_url_is_its_own_normal_spelling(link: str) -> None:
         assert len(normal) <= MAX_URL_LENGTH
         assert normalise(normal) == normal
         assert normalise(normal, "http://elsewhere.example/a/b") == normal
-        assert not set(normal) & set(" \t\r\n\0#\\\"<>")
+        assert not set(normal) & set(' \t\r\n\0#\\"<>')
 
 
 _SEGMENTS = st.lists(st.text(alphabet="abcXYZ019-_~", min_size=1, max_size=5) | st.just(".."), max_size=5)
