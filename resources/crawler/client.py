@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 from aiohttp import hdrs
-from aiohttp.http_exceptions import LineTooLong
 from crawlee import HttpHeaders
 from crawlee.errors import ProxyError
 from crawlee.http_clients import HttpClient, HttpCrawlingResult, HttpResponse
@@ -201,7 +200,7 @@ class _Zlib(_Stage):
             if inflate.eof:
                 # RFC 1952 lets gzip members follow one another; padding and other rests are ignored.
                 if not (self._gzip and data.startswith(b"\x1f\x8b")):
-                    return
+                    break
                 inflate = self._inflate = zlib.decompressobj(31)
             piece = inflate.decompress(data, _SLICE)
             if piece:
@@ -219,15 +218,11 @@ class _Brotli(_Stage):
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         decoder = self._decoder
-        if decoder.is_finished():
-            return
-        piece = decoder.process(data, output_buffer_limit=_SLICE)
-        while True:
-            if piece:
-                yield piece
-            if decoder.is_finished() or decoder.can_accept_more_data():
-                break
-            piece = decoder.process(b"", output_buffer_limit=_SLICE)
+        piece = b"" if decoder.is_finished() else decoder.process(data, output_buffer_limit=_SLICE)
+        # `can_accept_more_data` can say yes while output is waiting, so ask until nothing comes.
+        while piece:
+            yield piece
+            piece = b"" if decoder.is_finished() else decoder.process(b"", output_buffer_limit=_SLICE)
         self.finished = decoder.is_finished()
 
 
@@ -322,12 +317,11 @@ class _Body:
             return
         between = 0
         for piece in self._stages[depth].pieces(data):
-            between += len(piece)
+            self._run(piece, depth + 1)
             # What one coding hands to the next is bounded like the body itself.
-            if between > self._max_bytes:
+            between += len(piece)
+            if between > self._max_bytes and not self.full:
                 self._overflow("decompressed")
-            else:
-                self._run(piece, depth + 1)
             if self.full:
                 return
 
@@ -434,7 +428,8 @@ def _classify(error: BaseException) -> FetchFailed:  # noqa: PLR0911, PLR0912 - 
     if isinstance(error, (aiohttp.ServerDisconnectedError, ConnectionError)):
         return FetchFailed("connection_reset", text, retryable=True)
     if isinstance(error, aiohttp.ClientResponseError):
-        if isinstance(error.__cause__, LineTooLong) or "too many headers" in text.lower():
+        # The C parser tells its limits by text alone.
+        if error.message.startswith(("Got more than", "Too many headers")):
             return FetchFailed("header_too_large", error.message)
         return FetchFailed("protocol", error.message or text)
     if isinstance(error, aiohttp.InvalidURL):

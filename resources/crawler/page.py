@@ -276,7 +276,7 @@ _TRACES: Final[dict[str | None, str]] = {
     "th": " ",
     "img": " ",
 }
-_MARKUP: Final = re.compile(r"<!--.*?-->|<(/?[A-Za-z][^\s/>\"]*+)[^>\"]*+(?:\"[^\"]*+\"[^>\"]*+)*+>", re.DOTALL)
+_MARKUP: Final = re.compile(r"<(?:(/?[A-Za-z][^\s/>\"]*+)[^>\"]*+(?:\"[^\"]*+\"[^>\"]*+)*+>|!--.*?-->)", re.DOTALL)
 
 
 def _fold(lines: list[str]) -> str:
@@ -405,10 +405,9 @@ def _read_html(page: Page, text: str, *, with_text: bool, respect_nofollow: bool
     links: dict[str, None] = {}
     texts: list[str] = []
     join: Joiner | None = None
-    text = _without_formatting(text)
     deadline = time.monotonic() + PAGE_SECONDS
     for piece in _pieces(text):
-        tree = LexborHTMLParser(piece)
+        tree = LexborHTMLParser(_without_formatting(piece))
         if join is None:
             _read_metadata(page, tree)
             join = _base(page, tree)

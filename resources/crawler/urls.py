@@ -35,9 +35,9 @@ __all__ = [
     "url_hash",
 ]
 
-MAX_URL_LENGTH: Final = 8_192
-"""Characters. RFC 9110 (4.1) asks for 8,000 at least, and Apache (8,190) and nginx (8 KiB) refuse more; the
-2,083 of old browsers would lose pages that exist."""
+MAX_URL_LENGTH: Final = 2_048
+"""Characters; a normal url is ASCII, so bytes too. A url is part of keys, and an entry of a Postgres B-tree may have
+2,704 bytes with the customer's or the job's id beside it."""
 
 
 class InvalidUrl(ValueError):
@@ -352,7 +352,7 @@ def normalise(url: str, base: str | None = None) -> str:
     Raises:
         UnsupportedScheme: It is well formed and not http(s).
         InvalidUrl: It cannot be crawled: no or a malformed host, a user name, a port out of range, more than
-            8,192 characters.
+            2,048 characters.
     """
     if base is not None:
         return _joiner(base)(url)

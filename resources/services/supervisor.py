@@ -105,6 +105,9 @@ class Supervisor:
             self._layout.supervisor_socket.unlink(missing_ok=True)
             for server in reversed(self._servers.values()):
                 server.stop()
+            if not self._layout.sockets.is_relative_to(self._layout.home):
+                with suppress(OSError):  # a short-named folder in /tmp: nothing of ours stays there
+                    self._layout.sockets.rmdir()
             return
         # Somebody removed the folder, and the next stack may be at its place already: a polite end would
         # remove the sockets of that one.

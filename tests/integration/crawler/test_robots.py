@@ -131,7 +131,8 @@ def test_a_huge_file_is_read_as_far_as_500_kib() -> None:
 def test_a_file_that_says_nothing_allows_everything(body: bytes) -> None:
     rules = policy(text(body))
     assert rules.allowed("http://h/x")
-    assert rules.crawl_delay is None and rules.sitemaps == ()
+    assert rules.crawl_delay is None
+    assert rules.sitemaps == ()
 
 
 def test_a_hostile_file_takes_bounded_time() -> None:

@@ -196,6 +196,7 @@ def test_a_home_too_long_for_a_socket_works_and_its_sockets_are_private(
         assert sockets.startswith("/tmp/omniops-")
         assert stat.S_IMODE(Path(sockets).stat().st_mode) == 0o700
     stack.wait_until_gone()
+    assert not Path(sockets).exists()
 
 
 def test_joining_is_quick(stack: Stack) -> None:

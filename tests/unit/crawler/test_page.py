@@ -158,7 +158,8 @@ def test_without_text_the_hash_is_over_the_bytes() -> None:
 @pytest.mark.parametrize("body", [b"", b" ", b"\0", b"<", b"</", b"<!", b"<!--", b"<html", b"&#", b"\xff\xfe"])
 def test_a_fragment_of_nothing_is_an_empty_page(body: bytes) -> None:
     page = read(body)
-    assert page.links == [] and page.title is None
+    assert page.links == []
+    assert page.title is None
 
 
 def test_no_more_links_are_kept_than_the_bound() -> None:

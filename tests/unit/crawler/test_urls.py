@@ -63,7 +63,7 @@ PAGE = "https://example.com/docs/guide/index.html?v=2"
         ("http://0177.0.0.1/", "http://127.0.0.1/"),
         ("http://127.1./", "http://127.0.0.1/"),
         ("http://0/", "http://0.0.0.0/"),
-        ("http://１２７。0.0.1/", "http://127.0.0.1/"),
+        ("http://\uff11\uff12\uff17\u30020.0.1/", "http://127.0.0.1/"),
         ("http://[2001:DB8:0::1]:80/", "http://[2001:db8::1]/"),
         ("http://[::ffff:127.0.0.1]/", "http://[::ffff:7f00:1]/"),
     ],
@@ -95,8 +95,8 @@ def test_a_url_has_one_spelling(url: str, expected: str) -> None:
         ("http://09.1.1.1/", "IPv4"),
         ("http://[::1/", "IPv6"),
         ("http://[fe80::1%25eth0]/", "IPv6|scope"),
-        ("http://example.com/" + "a" * MAX_URL_LENGTH, "longer than 8,192"),
-        ("http://example.com/" + "ü" * 3_000, "longer than 8,192"),
+        ("http://example.com/" + "a" * MAX_URL_LENGTH, "longer than 2,048"),
+        ("http://example.com/" + "ü" * 3_000, "longer than 2,048"),
     ],
 )
 def test_a_url_that_cannot_be_crawled_says_why(url: str, reason: str) -> None:
@@ -143,12 +143,30 @@ def test_a_link_is_resolved_as_rfc_3986_says(link: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("link", "path"),
     [
-        ("g", "/b/c/g"), ("./g", "/b/c/g"), ("g/", "/b/c/g/"), ("/g", "/g"), ("?y", "/b/c/d;p?y"), ("g?y", "/b/c/g?y"),
-        ("#s", "/b/c/d;p?q"), ("g;x=1/../y", "/b/c/y"), (";x", "/b/c/;x"), ("g;x?y#s", "/b/c/g;x?y"), (".", "/b/c/"),
-        ("..", "/b/"), ("../g", "/b/g"), ("../..", "/"), ("../../g", "/g"), ("../../../g", "/g"), ("/./g", "/g"),
-        ("g.", "/b/c/g."), ("..g", "/b/c/..g"), ("./../g", "/b/g"), ("g/./h", "/b/c/g/h"), ("g?y/../x", "/b/c/g?y/../x"),
+        ("g", "/b/c/g"),
+        ("./g", "/b/c/g"),
+        ("g/", "/b/c/g/"),
+        ("/g", "/g"),
+        ("?y", "/b/c/d;p?y"),
+        ("g?y", "/b/c/g?y"),
+        ("#s", "/b/c/d;p?q"),
+        ("g;x=1/../y", "/b/c/y"),
+        (";x", "/b/c/;x"),
+        ("g;x?y#s", "/b/c/g;x?y"),
+        (".", "/b/c/"),
+        ("..", "/b/"),
+        ("../g", "/b/g"),
+        ("../..", "/"),
+        ("../../g", "/g"),
+        ("../../../g", "/g"),
+        ("/./g", "/g"),
+        ("g.", "/b/c/g."),
+        ("..g", "/b/c/..g"),
+        ("./../g", "/b/g"),
+        ("g/./h", "/b/c/g/h"),
+        ("g?y/../x", "/b/c/g?y/../x"),
     ],
-)  # fmt: skip
+)
 def test_the_examples_of_rfc_3986_hold(link: str, path: str) -> None:
     assert normalise(link, "http://a/b/c/d;p?q") == "http://a" + path
 
@@ -215,9 +233,21 @@ def test_the_hash_of_a_url_fits_a_bigint_and_never_changes() -> None:
 
 @pytest.mark.parametrize(
     ("path", "binary"),
-    [("a.zip", True), ("a.JPG", True), ("a.png?x=1", True), ("a.pdf", False), ("a.html", False), ("a", False),
-     ("a.zip/", False), ("a?x=b.zip", False), ("v1.2", False), ("a.docx", True), ("a.torrent", True), ("a.sqlite3", True)],
-)  # fmt: skip
+    [
+        ("a.zip", True),
+        ("a.JPG", True),
+        ("a.png?x=1", True),
+        ("a.pdf", False),
+        ("a.html", False),
+        ("a", False),
+        ("a.zip/", False),
+        ("a?x=b.zip", False),
+        ("v1.2", False),
+        ("a.docx", True),
+        ("a.torrent", True),
+        ("a.sqlite3", True),
+    ],
+)
 def test_plainly_binary_extensions_are_known(path: str, binary: bool) -> None:
     assert looks_binary("http://example.com/" + path) is binary
 
@@ -255,7 +285,8 @@ def test_exclusion_wins_over_inclusion_and_no_pattern_wants_everything() -> None
     assert not globs.wants("http://h/a/b/c")
     assert not globs.wants("http://h/a/c.php")
     assert not globs.wants("http://h/b")
-    assert Globs().wants("http://h/") and not Globs()
+    assert Globs().wants("http://h/")
+    assert not Globs()
 
 
 @pytest.mark.parametrize("glob", ["", " /a", "blog", "blog/*", "/a/***", "/" + "a" * 1_000])
