@@ -255,11 +255,10 @@ class Joiner:
             return _slow(link, self)
         scheme, authority, path, query = match.groups()
         if authority is not None:
-            origin = _origin(scheme, authority)
-            if not path:
-                path = "/"
-            elif path[0] != "/":
+            if path and path[0] != "/":  # the host has characters that the fast expression does not know
                 return _slow(link, self)
+            origin = _origin(scheme, authority)
+            path = path or "/"
         elif not path:
             if query is None:
                 return self._page

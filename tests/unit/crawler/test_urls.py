@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urljoin
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from resources.crawler.urls import (
@@ -182,6 +182,7 @@ _LINKS = st.one_of(
 
 @settings(max_examples=1_500, deadline=None)
 @given(_LINKS)
+@example("HTTP://_¡")  # a host that begins like one of the fast path and goes on otherwise
 def test_a_normal_url_is_its_own_normal_spelling(link: str) -> None:
     for base in (None, PAGE):
         try:
