@@ -288,15 +288,14 @@ def where_the_time_goes(results: Results) -> Table:
     """Of a page of omniops, without and with text: CPU by place, and what is waited for."""
     table = Table(title="Where the time goes, ms a page (medians)", title_justify="left")
     table.add_column("")
-    parts: dict[str, list[str]] = {}
+    columns: list[dict[str, str]] = []
     for name in ("omniops", "omniops-text"):
         table.add_column(name, justify="right")
         runs = [_parts(run) for run in results.runs[name] if run.pages]
-        for label in runs[0] if runs else ():
-            median = statistics.median(run[label] for run in runs)
-            parts.setdefault(label, []).append(f"{median:.3f}")
-    for label, cells in parts.items():
-        table.add_row(label, *cells)
+        labels = runs[0] if runs else ()
+        columns.append({label: f"{statistics.median(run[label] for run in runs):.3f}" for label in labels})
+    for label in columns[0] or columns[1]:
+        table.add_row(label, *(column.get(label, "-") for column in columns))
     return table
 
 
@@ -306,18 +305,19 @@ def _parts(run: Measured) -> dict[str, float]:
     loop = run.cpu_seconds - writer
     seconds = {
         "wall time": run.seconds,
-        "CPU of the event loop: parsing": phases["parse"],
-        "CPU of the event loop: all else (fetching, Crawlee, links)": loop - phases["parse"],
+        "CPU of the event loop": loop,
+        # By the clock: it includes waits for the interpreter's lock and for a core, so it is no part of the CPU.
+        "  in parsing, by the clock": phases["parse"],
+        "  with nothing to do": max(0.0, run.seconds - loop),
         "CPU of the writer's thread (parameters, cache JSON)": writer,
+        "  in commits, by the clock": phases["write"],
+        "  in writing the cache, by the clock": phases["cache"],
         "CPU of Postgres": run.postgres_cpu_seconds,
         "CPU of Valkey": run.valkey_cpu_seconds,
-        "the event loop had nothing to do": max(0.0, run.seconds - loop),
-        "a commit was under way": phases["write"],
-        "the cache was written": phases["cache"],
     }
     spread = {label: value * 1_000 / run.pages for label, value in seconds.items()}
-    # The only one that is a page's own: the others overlap with 15 more pages.
-    spread["latency of a fetch, seen by its page"] = phases["fetch"] * 1_000 / run.pages
+    # A page's own waiting, which overlaps with that of 15 others.
+    spread["a fetch, as its page sees it (16 at once)"] = phases["fetch"] * 1_000 / run.pages
     return spread
 
 

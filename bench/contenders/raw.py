@@ -23,8 +23,8 @@ CONCURRENCY = 16
 async def crawl(start: str, meter: Meter) -> None:
     """Crawl everything below `start`."""
     queue: deque[str] = deque([start])
-    # Links are compared as they are written, and joined when they are new: the cheapest that is still right here.
-    seen = {start, "/"}
+    origin = start.rstrip("/")
+    seen = {start}
     titles: set[str] = set()
     pages = 0
     work = asyncio.Semaphore(0)
@@ -44,9 +44,13 @@ async def crawl(start: str, meter: Meter) -> None:
             titles.add(tree.tags("title")[0].text())
             for node in tree.tags("a"):
                 href = node.attributes.get("href")
-                if href is not None and href not in seen:
-                    seen.add(href)
-                    queue.append(urljoin(url, href))
+                if href is None:
+                    continue
+                # urljoin is right for every link, and costs more than all else that is done with one.
+                target = origin + href if href[:1] == "/" and href[:2] != "//" else urljoin(url, href)
+                if target not in seen:
+                    seen.add(target)
+                    queue.append(target)
                     work.release()
             pages += 1
             under_way -= 1

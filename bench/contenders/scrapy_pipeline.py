@@ -55,9 +55,9 @@ _INSERT_TEXTS = """
     JOIN scraped_pages AS p ON p.customer_id = %(customer)s AND p.url = c.url
 """
 # An item's keys, as the statements name their lists.
-_KEYS = (
-    "urls statuses ms hashes depths bytes titles descriptions canonicals langs etags modified texts words"
-).split()
+_KEYS = """
+    urls statuses ms hashes depths bytes titles descriptions canonicals langs etags modified texts words
+"""
 
 
 class PagesSpider(scrapy.Spider):
@@ -151,7 +151,7 @@ class PostgresPipeline:
         items, self._items = self._items, []
         if not items:
             return
-        values: dict[str, Any] = {key: [item[key] for item in items] for key in _KEYS}
+        values: dict[str, Any] = {key: [item[key] for item in items] for key in _KEYS.split()}
         values |= {key: self._order[key] for key in ("job", "customer", "domain")}
         with self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.execute(_INSERT_PAGES, values)
@@ -200,10 +200,8 @@ def main() -> None:
         )
         crawler = process.create_crawler(PagesSpider)
         # From the spider's first request to the pipeline's last commit.
-        crawler.signals.connect(lambda: measure.start(), signal=signals.spider_opened, weak=False)
-        crawler.signals.connect(
-            lambda: measure.stop(order["written"]), signal=signals.spider_closed, weak=False
-        )
+        crawler.signals.connect(measure.start, signal=signals.spider_opened, weak=False)
+        crawler.signals.connect(lambda: measure.stop(order["written"]), signal=signals.spider_closed, weak=False)
         process.crawl(crawler, url=options.url, links=options.links, order=order, meter=measure)
         process.start()
         job.manager.update_job_status(job.job_id, "completed", finish_reason="exhausted")
