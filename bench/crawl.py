@@ -301,17 +301,15 @@ def where_the_time_goes(results: Results) -> Table:
 
 def _parts(run: Measured) -> dict[str, float]:
     details: dict[str, Any] = run.details
-    phases, writer = details["phases"], details["writer_thread_cpu"]
-    loop = run.cpu_seconds - writer
+    phases = details["phases"]
     seconds = {
         "wall time": run.seconds,
-        "CPU of the event loop": loop,
-        # By the clock: it includes waits for the interpreter's lock and for a core, so it is no part of the CPU.
+        "CPU of the crawler, all threads": run.cpu_seconds,
+        # By the clock: with waits for the interpreter's lock and for a core, so they are no parts of the CPU.
         "  in parsing, by the clock": phases["parse"],
-        "  with nothing to do": max(0.0, run.seconds - loop),
-        "CPU of the writer's thread (parameters, cache JSON)": writer,
         "  in commits, by the clock": phases["write"],
         "  in writing the cache, by the clock": phases["cache"],
+        "  in full-text indexing, by the clock": phases["index"],
         "CPU of Postgres": run.postgres_cpu_seconds,
         "CPU of Valkey": run.valkey_cpu_seconds,
     }

@@ -7,7 +7,7 @@ Dagster's log lines, which come every few seconds and not for each page.
 from __future__ import annotations
 
 import argparse
-import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.contenders.stores import meter, new_job, open_connections
@@ -15,6 +15,7 @@ from omniops_pipelines.jobs.crawl import _result_cache, _run_interruptibly
 from resources import stack
 from resources.crawler.crawl import Crawl
 from resources.crawler.plan import CrawlPlan
+from resources.postgres.content import index_waiting_content
 from resources.postgres.frontier import CrawlFrontier
 
 if TYPE_CHECKING:
@@ -42,20 +43,19 @@ def main() -> None:
     measure = meter("omniops-text" if options.text else "omniops")
     copy = _result_cache(order.manager, order.job_id)
     committed = batches = 0
-    writer_cpu = 0.0
 
     def on_committed(finished: Sequence[FinishedUrl]) -> None:
-        nonlocal committed, batches, writer_cpu
+        nonlocal committed, batches
         copy(finished)
         committed += len(finished)
         batches += 1
-        writer_cpu = time.thread_time()  # of the writer's thread, which is the one that calls this
         measure.page_count(committed)
 
     crawl = Crawl(
         plan,
         CrawlFrontier(stack.database_engine(), order.job_id, order.customer_id),
         on_committed=on_committed,
+        index=partial(index_waiting_content, stack.database_engine()),
         reconnect=stack.endpoints().ensure_running,
     )
     measure.start()
@@ -66,7 +66,6 @@ def main() -> None:
     measured.details = {
         "concurrency": options.concurrency,
         "batches": batches,
-        "writer_thread_cpu": writer_cpu,
         "phases": outcome.progress.phases,
     }
     measured.print()

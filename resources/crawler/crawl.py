@@ -26,7 +26,9 @@ from crawlee.events import EventManager
 from crawlee.statistics import Statistics
 from crawlee.storage_clients import MemoryStorageClient
 
+from resources.crawler.after_commit import CommitFollowers
 from resources.crawler.client import FetchLimits, GuardedHttpClient
+from resources.crawler.collector import calm_collector
 from resources.crawler.page import parse
 from resources.crawler.plan import CrawlOutcome, CrawlProgress
 from resources.crawler.request_manager import FrontierRequestManager, Pace, Task
@@ -58,6 +60,11 @@ MAX_TRIES = 3
 BACKOFF_SECONDS = 0.5
 # Rows for urls that were found and not followed (depth, globs): enough to explain, bounded where there are millions.
 MAX_UNFOLLOWED_ROWS = 10_000
+# Links whose key is remembered, some megabytes at most; and the "key" of one that is not followed, told by identity.
+REMEMBERED_LINKS = 20_000
+NOT_OURS = int("9" * 30)
+# So long a handler goes on with the next url before it gives its slot back to Crawlee.
+SLOT_SECONDS = 5.0
 # After a stop, requests under way have so long to be cut off before the crawl ends without them.
 STOP_SECONDS = 5.0
 
@@ -125,7 +132,9 @@ class Crawl:
         plan: what to do.
         frontier: the job's frontier; the seeds may be in it already.
         start_from: results that the job has from earlier runs, by `total`, `successful`, `failed`, `skipped`.
-        on_committed: told of what was acknowledged after each commit, in the writer's thread (the cache).
+        on_committed: told of what was acknowledged after each commit, in a thread of its own (the cache).
+        index: makes the full-text vectors of up to so many waiting texts and says how many it did; None leaves that
+            to somebody else.
         reconnect: called when the database was lost, before it is tried again.
         run_id: of the Dagster run, kept with the worker.
         limits: bounds of one fetch.
@@ -138,6 +147,7 @@ class Crawl:
         *,
         start_from: CrawlProgress | None = None,
         on_committed: Callable[[Sequence[FinishedUrl]], None] | None = None,
+        index: Callable[[int], int] | None = None,
         reconnect: Callable[[], None] | None = None,
         run_id: str | None = None,
         limits: FetchLimits | None = None,
@@ -145,6 +155,7 @@ class Crawl:
         self._plan = plan
         self._frontier = frontier
         self._on_committed = on_committed
+        self._index = index
         self._reconnect = reconnect
         self._run_id = run_id
         limits = limits or FetchLimits()
@@ -156,6 +167,7 @@ class Crawl:
         self._policy_locks: dict[str, asyncio.Lock] = {}
         self._paces: dict[str, Pace] = {}
         self._redirects: dict[int, int] = {}
+        self._link_keys: dict[str, int] = {}
         self._seed_outcomes: dict[int, FinishedUrl] = {}
         self._seed_hashes = frozenset(url_hash(url) for url in plan.urls)
         self._stop_reason: str | None = None
@@ -164,6 +176,7 @@ class Crawl:
         self._crawler: _FrontierCrawler | None = None
         self._client: GuardedHttpClient | None = None
         self._aborting: asyncio.Task[None] | None = None
+        self._followers: CommitFollowers | None = None
         self._started = 0.0
 
     # --- from any thread ------------------------------------------------------------------------------------
@@ -175,7 +188,7 @@ class Crawl:
             WorkerReplaced: another worker took over.
             DatabaseUnreachable: the database stayed away for longer than the writer's patience.
         """
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with calm_collector(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._run())
 
     def stop(self, reason: str) -> None:
@@ -195,7 +208,12 @@ class Crawl:
         self._loop = asyncio.get_running_loop()
         self._started = time.monotonic()
         # One thread: the frontier's calls follow each other, and a claim never overtakes a commit.
-        with ThreadPoolExecutor(1, thread_name_prefix="frontier") as executor:
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="frontier") as executor,
+            CommitFollowers(
+                self._on_committed, self._index if self._plan.keep_text else None, self.progress.phases
+            ) as self._followers,
+        ):
             while True:
                 await self._work(executor)
                 if self._stop_reason is not None or self._budget_spent():
@@ -203,6 +221,7 @@ class Crawl:
                 # A commit whose answer was lost may have left urls that nobody held; released, they show here.
                 if not await self._loop.run_in_executor(executor, self._frontier.has_waiting_urls):
                     break
+            await self._followers.finish(STOP_SECONDS if self._stop_reason is not None else None)
             return await self._outcome(executor)
 
     def _budget_spent(self) -> bool:
@@ -218,7 +237,7 @@ class Crawl:
         manager = FrontierRequestManager(self._frontier, worker, self._plan.max_pages, self._paces, executor)
         writer = BatchWriter(
             lambda batch: self._commit(worker, batch, manager.own_links),
-            manager.committed,
+            self._committed,
             lambda: manager.hungry,
             executor,
             self._reconnect,
@@ -273,13 +292,17 @@ class Crawl:
         )
 
     def _commit(self, worker: int, batch: Batch, own_links: int) -> Committed:
-        """In the writer's thread: Postgres first, then what it took goes to the cache."""
+        """In the frontier's thread."""
         started = time.perf_counter()
-        done = self._frontier.commit(worker, batch, own_links=own_links)
-        written = time.perf_counter()
+        try:
+            return self._frontier.commit(worker, batch, own_links=own_links)
+        finally:
+            self.progress.phases["write"] += time.perf_counter() - started
+
+    async def _committed(self, batch: Batch, done: Committed) -> None:
+        """On the loop, after each commit: count, take the new links, copy to the cache, have the texts indexed."""
         taken = [finished for finished in batch.finished if finished.hash in done.acknowledged]
         progress = self.progress
-        progress.phases["write"] += written - started
         for finished in taken:
             progress.total += 1
             if finished.status == "success":
@@ -288,10 +311,10 @@ class Crawl:
                 progress.failed += 1
             else:
                 progress.skipped += 1
-        if self._on_committed is not None and taken:
-            self._on_committed(taken)
-            progress.phases["cache"] += time.perf_counter() - written
-        return done
+        if self._manager is not None:
+            await self._manager.committed(batch, done)
+        if taken and self._followers is not None:
+            await self._followers.after_commit(taken)
 
     async def _watch(self, worker: int, manager: FrontierRequestManager, executor: ThreadPoolExecutor) -> None:
         """Keep the time limit, renew the lease, and hear when another program ends the job."""
@@ -335,27 +358,33 @@ class Crawl:
     # --- one page -------------------------------------------------------------------------------------------
 
     async def _handle(self, context: BasicCrawlingContext) -> None:
-        """Fetch and read one url; its outcome and links go to the writer together.
+        """Fetch and read one url, then others while there are any; outcome and links go to the writer together.
 
-        It raises nothing: an unforeseen error is the outcome of this page and of no other.
+        Crawlee's own work for a request costs a fifth of a page's time, so a slot that Crawlee gave is kept for some
+        seconds instead of being asked for again with each url. It raises nothing: an unforeseen error is the outcome
+        of this page and of no other.
         """
         manager, client = self._manager, self._client
         if manager is None or client is None or manager.writer is None:
             return
-        task = manager.task_of(context.request)
-        task.tries += 1
-        try:
-            finished, links = await self._visit(task, manager, client)
-        except Exception as error:
-            logger.exception("page %s could not be handled", task.url)
-            finished = [self._failed(task, task.url, f"internal: {type(error).__name__}: {error}"[:500])]
-            links = []
-        if finished:
-            self.progress.fetched += len(finished)
-            for outcome in finished:
-                if outcome.hash in self._seed_hashes:
-                    self._seed_outcomes[outcome.hash] = outcome
-            manager.writer.add(finished, links)
+        task: Task | None = manager.task_of(context.request)
+        until = time.monotonic() + SLOT_SECONDS
+        while task is not None:
+            task.tries += 1
+            try:
+                finished, links = await self._visit(task, manager, client)
+            except Exception as error:
+                logger.exception("page %s could not be handled", task.url)
+                finished = [self._failed(task, task.url, f"internal: {type(error).__name__}: {error}"[:500])]
+                links = []
+            if finished:
+                self.progress.fetched += len(finished)
+                for outcome in finished:
+                    if outcome.hash in self._seed_hashes:
+                        self._seed_outcomes[outcome.hash] = outcome
+                manager.writer.add(finished, links)
+            manager.put_down(task)
+            task = manager.take() if time.monotonic() < until else None
 
     async def _visit(
         self, task: Task, manager: FrontierRequestManager, client: GuardedHttpClient
@@ -498,11 +527,16 @@ class Crawl:
         depth = task.depth + 1
         too_deep = depth > self._plan.max_depth
         found = []
+        keys = self._link_keys
         for url in page.links:
-            if site_of(url) not in self._sites or looks_binary(url):
-                continue
-            key = url_hash(url)
-            if not manager.follow(key, beyond_depth=too_deep):
+            # A site's pages have most of their links in common.
+            key = keys.get(url)
+            if key is None:
+                if len(keys) >= REMEMBERED_LINKS:
+                    keys.clear()
+                ours = site_of(url) in self._sites and not looks_binary(url)
+                key = keys[url] = url_hash(url) if ours else NOT_OURS
+            if key is NOT_OURS or not manager.follow(key, beyond_depth=too_deep):
                 continue
             reason = None
             if self._globs and not self._globs.wants(url):

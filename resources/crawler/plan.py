@@ -75,7 +75,8 @@ class CrawlProgress:
         bytes: on the wire, this run.
         retries: tries after the first, this run.
         seconds: since this run's start.
-        phases: seconds of work spent in `fetch` (waiting included), `parse`, `write` (Postgres) and `cache`.
+        phases: seconds of work spent in `fetch` (waiting included), `parse`, `write` (Postgres), and, beside it,
+            `cache` and `index`.
     """
 
     total: int = 0
@@ -89,7 +90,9 @@ class CrawlProgress:
     retries: int = 0
     repairs: int = 0
     seconds: float = 0.0
-    phases: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "parse": 0.0, "write": 0.0, "cache": 0.0})
+    phases: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("fetch", "parse", "write", "cache", "index"), 0.0)
+    )
 
     @property
     def pages_per_second(self) -> float:

@@ -124,6 +124,27 @@ class FrontierRequestManager(RequestManager):
         """The task behind a request that was handed out."""
         return self._in_flight[request.unique_key]
 
+    def take(self) -> Task | None:
+        """Take the next url, if one may be fetched now."""
+        if not self._can_hand_out():
+            return None
+        task = self._ready.popleft()
+        pace = self._paces.get(origin_of(task.url)) if self._paces else None
+        if pace is not None:
+            pace.take()
+        if task.tries == 0:
+            self._pages_left -= 1
+        if len(self._ready) < LOW_WATER:
+            self._ensure_refill()
+        self._in_flight[str(task.hash)] = task
+        return task
+
+    def put_down(self, task: Task) -> None:
+        """The url is done with for now: its outcome is with the writer, or it waits for another try."""
+        self._in_flight.pop(str(task.hash), None)
+        self._handled += 1
+        self._wake.set()
+
     def retry(self, task: Task, delay: float) -> None:
         """Hand the task out again after `delay` seconds."""
         heapq.heappush(self._delayed, (time.monotonic() + delay, next(self._order), task))
@@ -218,31 +239,20 @@ class FrontierRequestManager(RequestManager):
     async def fetch_next_request(self) -> Request | None:
         """The next request, or None if it went to another task meanwhile."""
         self._raise_errors()
-        if not self._can_hand_out():
-            return None
-        task = self._ready.popleft()
-        pace = self._paces.get(origin_of(task.url))
-        if pace is not None:
-            pace.take()
-        if task.tries == 0:
-            self._pages_left -= 1
-        if len(self._ready) < LOW_WATER:
-            self._ensure_refill()
-        key = str(task.hash)
-        self._in_flight[key] = task
-        return Request(url=task.url, unique_key=key)
+        task = self.take()
+        return None if task is None else Request(url=task.url, unique_key=str(task.hash))
 
     async def mark_request_as_handled(self, request: Request) -> ProcessedRequest | None:
-        """The handler is done with it; its outcome is with the writer."""
+        """The handler has returned; each of its urls was `put_down` already."""
         self._in_flight.pop(request.unique_key, None)
-        self._handled += 1
         self._wake.set()
         return None
 
     async def reclaim_request(self, request: Request, *, forefront: bool = False) -> ProcessedRequest | None:
         """Crawlee's own retry; the crawl retries by `retry`, so this is a handler's unforeseen error."""
-        task = self._in_flight.pop(request.unique_key)
-        self.retry(task, 1.0)
+        task = self._in_flight.pop(request.unique_key, None)
+        if task is not None:
+            self.retry(task, 1.0)
         return None
 
     async def add_request(self, request: str | Request, *, forefront: bool = False) -> ProcessedRequest | None:
@@ -279,6 +289,8 @@ class FrontierRequestManager(RequestManager):
         first = self._ready[0]
         if first.tries == 0 and self._pages_left <= 0:
             return False
+        if not self._paces:
+            return True
         pace = self._paces.get(origin_of(first.url))
         return pace is None or pace.wait() <= 0
 

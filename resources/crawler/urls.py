@@ -220,10 +220,21 @@ def _origin(scheme: str, authority: str) -> str:
     return f"{scheme}://{host}"
 
 
+_KNOWN_LINKS: Final = 1_000
+"""Links remembered for each of the last 64 folders: a site's pages have its navigation in common, and that comes
+first."""
+
+
+@lru_cache(maxsize=64)
+def _known_links(folder: str) -> dict[str, str]:
+    """Give what is known of the links of a folder's pages: as written, and their normal urls."""
+    return {}
+
+
 class Joiner:
     """Resolves the links of one page: what depends on the page's url alone is done once."""
 
-    __slots__ = ("_directory", "_origin", "_page", "_path", "_scheme")
+    __slots__ = ("_directory", "_known", "_origin", "_page", "_path", "_scheme")
 
     def __init__(self, base: str) -> None:
         """Make a joiner.
@@ -242,6 +253,7 @@ class Joiner:
         self._origin = f"{scheme}://{authority}"
         self._path = base[len(self._origin) :].partition("?")[0]
         self._directory = self._path[: self._path.rindex("/") + 1]
+        self._known = _known_links(self._origin + self._directory)
 
     def __call__(self, link: str) -> str:
         """Give the normal url that a link of this page means.
@@ -250,6 +262,16 @@ class Joiner:
             UnsupportedScheme: It is well formed and not http(s).
             InvalidUrl: It cannot be crawled.
         """
+        known = self._known
+        url = known.get(link)
+        if url is None:
+            url = self._resolve(link)
+            # What begins with ? or # (or is empty, or begins with what is cut off) may mean the page, not its folder.
+            if len(known) < _KNOWN_LINKS and link[:1] > " " and link[0] not in "?#":
+                known[link] = url
+        return url
+
+    def _resolve(self, link: str) -> str:
         match = _FAST(link)
         if match is None or len(link) > MAX_URL_LENGTH:
             return _slow(link, self)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from resources.crawler.crawl import Crawl
 from resources.crawler.plan import CrawlOutcome, CrawlPlan, CrawlProgress
 from resources.crawler.urls import normalise
+from resources.postgres.content import index_waiting_content
 from resources.postgres.customers import ensure_customer
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ def make_crawl(database: Database, job_id: str, plan: CrawlPlan, **options: Any)
     """One run of a job that exists."""
     stats = database.manager.get_job_stats(job_id)
     progress = CrawlProgress(stats.total_pages, stats.successful_pages, stats.failed_pages, stats.skipped_pages)
-    return Crawl(plan, database.frontier(job_id), start_from=progress, **options)
+    index = partial(index_waiting_content, database.engine)
+    return Crawl(plan, database.frontier(job_id), start_from=progress, index=index, **options)
 
 
 def crawl(database: Database, url: str, job_id: str = "job", **fields: Any) -> CrawlOutcome:

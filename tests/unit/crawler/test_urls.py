@@ -13,6 +13,7 @@ from resources.crawler.urls import (
     GlobError,
     Globs,
     InvalidUrl,
+    Joiner,
     UnsupportedScheme,
     looks_binary,
     normalise,
@@ -322,3 +323,12 @@ def test_a_hostile_url_does_not_hang_a_glob() -> None:
     url = "http://h/" + "a" * 8_000
     for glob in ("**a*a*a*a*a*a*b", "/" + "*a" * 50 + "b", "/" + "**a" * 50 + "b", "**a*b**c*d**"):
         assert not Globs([glob]).wants(url)
+
+
+def test_links_that_mean_the_page_are_not_remembered_for_its_folder() -> None:
+    first, second = Joiner("http://example.com/a/one"), Joiner("http://example.com/a/two")
+    for link in ("?x", " ?x", "#f", "", "\t?x"):
+        assert first(link).startswith("http://example.com/a/one")
+        assert second(link).startswith("http://example.com/a/two")
+    assert first("three") == second("three") == "http://example.com/a/three"
+    assert Joiner("http://example.com/b/one")("three") == "http://example.com/b/three"

@@ -1,4 +1,5 @@
 DROP FUNCTION public.crawl_commit_batch;
+DROP FUNCTION public.index_website_content;
 DROP FUNCTION public.text_search_config;
 DROP TABLE omniops_meta.crawl_workers, public.crawl_frontier, public.website_content, public.scraped_pages,
     public.scrape_job_stats, public.scrape_job_results CASCADE;

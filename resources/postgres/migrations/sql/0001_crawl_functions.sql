@@ -193,6 +193,24 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = 'pg_catalog' AS $$
         ELSE 'simple'::regconfig END
 $$;
 
+-- Index texts that wait for it, up to so many pages; returns how many it did. Whoever stored them need not be there:
+-- what a killed crawl left is indexed by the next one.
+CREATE FUNCTION public.index_website_content(max_pages integer) RETURNS bigint
+LANGUAGE sql SET search_path = '' AS $$
+    WITH waiting AS (
+        SELECT w.page_id FROM public.website_content AS w WHERE w.search IS NULL
+        ORDER BY w.page_id LIMIT max_pages FOR UPDATE SKIP LOCKED
+    ), indexed AS (
+        UPDATE public.website_content AS w
+        -- A tsvector may not exceed 1 MB; what follows the first 200,000 characters is not indexed.
+        SET search = to_tsvector(public.text_search_config(p.lang), left(w.text, 200000))
+        FROM waiting, public.scraped_pages AS p
+        WHERE w.page_id = waiting.page_id AND p.id = w.page_id
+        RETURNING 1
+    )
+    SELECT count(*) FROM indexed
+$$;
+
 -- One batch of a crawl in one round trip and one transaction: the fence, the links found, the
 -- acknowledgements, the results and the content. Either all of it is there or none.
 --   Refuses a worker that was replaced (SQLSTATE OM001): whoever took over its urls will fetch them.
@@ -279,16 +297,15 @@ BEGIN
                 last_changed_at = CASE WHEN p.content_hash IS DISTINCT FROM EXCLUDED.content_hash
                     THEN clock_timestamp() ELSE p.last_changed_at END,
                 removed_at = NULL, last_job_id = EXCLUDED.last_job_id
-            RETURNING p.id, p.url, p.lang
+            RETURNING p.id, p.url
         )
-        INSERT INTO public.website_content AS w (page_id, customer_id, text, word_count, search)
-        SELECT page.id, v_customer, c.text, c.word_count,
-               -- A tsvector may not exceed 1 MB; what follows the first 200,000 characters is not indexed.
-               to_tsvector(public.text_search_config(page.lang), left(c.text, 200000))
+        -- Full-text indexing costs more than all the rest of the commit; it follows in a transaction of its own.
+        INSERT INTO public.website_content AS w (page_id, customer_id, text, word_count)
+        SELECT page.id, v_customer, c.text, c.word_count
         FROM page JOIN unnest(c_url, c_text, c_word_count) AS c (url, text, word_count) ON c.url = page.url
         WHERE c.text IS NOT NULL
         ON CONFLICT (page_id) DO UPDATE SET
-            text = EXCLUDED.text, word_count = EXCLUDED.word_count, search = EXCLUDED.search,
+            text = EXCLUDED.text, word_count = EXCLUDED.word_count, search = NULL,
             updated_at = clock_timestamp()
             WHERE w.text IS DISTINCT FROM EXCLUDED.text;
     END IF;

@@ -121,11 +121,16 @@ CREATE TABLE public.website_content (
     markdown    text,
     text        text NOT NULL DEFAULT '',
     word_count  integer NOT NULL DEFAULT 0 CHECK (word_count >= 0),
-    search      tsvector NOT NULL DEFAULT ''::tsvector,
+    search      tsvector,
     updated_at  timestamptz NOT NULL DEFAULT now(),
     FOREIGN KEY (page_id, customer_id) REFERENCES public.scraped_pages (id, customer_id) ON DELETE CASCADE
 );
 COMMENT ON TABLE public.website_content IS 'Content: what a page says, and its full-text index.';
+COMMENT ON COLUMN public.website_content.search IS 'Null until the text is indexed, some moments after it was stored.';
+-- Compressing a vector costs a tenth of making it, and every search would pay for the opposite.
+ALTER TABLE public.website_content ALTER COLUMN search SET STORAGE EXTERNAL;
+-- Question: which texts wait to be indexed?
+CREATE INDEX website_content_unindexed ON public.website_content (page_id) WHERE search IS NULL;
 -- Question: which pages contain these words? fastupdate gathers entries outside the commit that adds a page.
 CREATE INDEX website_content_search ON public.website_content USING gin (search) WITH (fastupdate = on);
 
