@@ -218,6 +218,12 @@ def plan_crawl(order: CrawlOrder, manager: PersistentJobManager) -> PlannedCrawl
     """
     job: dict[str, Any] | None = manager.get_job_from_postgres(order.job_id) if order.job_id else None
     if job is None:
+        if order.job_id and not order.urls:
+            msg = (
+                f"there is no job {order.job_id!r} to resume: name a url to start one with this id "
+                "(`omniops jobs list` shows those that there are)"
+            )
+            raise InvalidOrder(msg)
         plan = check_order(order)
         domain = site_of(plan.urls[0])
         return PlannedCrawl(order.job_id or make_job_id(domain), order.customer, domain, plan, None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.specs import asset_specs
-from omniops_pipelines.jobs.crawl import crawl_job
+from omniops_pipelines.jobs.crawl import JobRecord, crawl_job
 from resources.postgres.resource import PostgresResource
 
 if TYPE_CHECKING:
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 def build_defs(resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     """The project's definitions; tests and tools may put other resources in."""
+    given = dict(resources or {})
+    postgres = given.setdefault("postgres", PostgresResource())
     return dg.Definitions(
         assets=asset_specs(),
         jobs=[crawl_job],
-        resources={"postgres": PostgresResource(), **(resources or {})},
+        resources={"job_record": JobRecord(postgres=postgres), **given},
     )
 
 

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from resources import stack
-from resources.postgres.connection import DatabaseError, DatabaseNotMigrated
+from resources.postgres.connection import DatabaseError, DatabaseNotMigrated, connect_once
 from resources.postgres.migrate import DAGSTER_SCHEMA, migrate, migration_state
 from resources.settings import Settings
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from resources.services import Endpoints
 
 DAGSTER_URL_VARIABLE = "OMNIOPS_DAGSTER_DATABASE_URL"
+
+# One number for "making Dagster's tables in this database", known to every version of this code.
+_STORAGE_LOCK = 0x6F6D6E6A
 
 
 def dagster_database_url(database_url: str) -> str:
@@ -66,10 +70,25 @@ def prepare_database(endpoints: Endpoints) -> None:
     migrate(endpoints.owner_database_url, runtime_url=endpoints.database_url)
 
 
+def prepare_storage(endpoints: Endpoints) -> None:
+    """Let Dagster make its tables, one process at a time: its own processes would race and warn of it."""
+    made = "SELECT to_regclass('dagster.runs') IS NOT NULL AND to_regclass('dagster.job_ticks') IS NOT NULL"
+    with connect_once(endpoints.database_url) as connection:
+        if connection.scalar(text(made)):
+            return
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _STORAGE_LOCK})
+        # Imported here: it takes a second, and whoever reads the audit trail does not need it.
+        import dagster as dg  # noqa: PLC0415
+
+        with dg.DagsterInstance.get():
+            connection.commit()
+
+
 def open_stack() -> tuple[Settings, Endpoints]:
     """Stores up, database migrated (where embedded), Dagster's home ready."""
     settings = Settings.from_environment()
     endpoints = stack.endpoints(settings)
     prepare_database(endpoints)
     prepare_home(settings, endpoints)
+    prepare_storage(endpoints)
     return settings, endpoints

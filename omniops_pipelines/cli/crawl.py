@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -151,7 +152,7 @@ def _already_finished(planned: PlannedCrawl, as_json: bool) -> int:
     from omniops_pipelines.cli.output import screen
     from resources import stack
 
-    screen.print(f"Job {planned.job_id} is {planned.status} already: nothing was fetched.")
+    screen.print(f"Job {planned.job_id} is {planned.status} already: nothing was fetched.", soft_wrap=True)
     manager = stack.get_persistent_job_manager()
     job = manager.get_job_from_postgres(planned.job_id) or {}
     _print_summary(_summary(planned.job_id, job.get("run_id")), as_json)
@@ -195,7 +196,7 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
         exclude=list(order.exclude),
         max_seconds=int(order.max_seconds),
     )
-    screen.print(f"Job {planned.job_id}")
+    screen.print(f"Job {planned.job_id}", soft_wrap=True)
     job = defs.resolve_job_def("crawl")
     failure: str | None = None
     run_id: str | None = None
@@ -214,16 +215,24 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
             )
             run_id = result.run_id
             if not result.success:
+                interrupted = _was_interrupted(result)
                 failure = _failure_of(result)
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             interrupted = True
     if interrupted:
-        screen.print(f"Interrupted. Resume it with: omniops crawl --job-id {planned.job_id}")
+        command = shlex.join(("omniops", "crawl", "--job-id", planned.job_id))
+        screen.print(f"Interrupted. Resume it with: {command}", soft_wrap=True)
     elif failure:
         screen.print(f"omniops: {failure}", style="red", soft_wrap=True)
     summary = _summary(planned.job_id, run_id)
     _print_summary(summary, as_json)
     return 0 if summary["status"] == "completed" and failure is None and not interrupted else 1
+
+
+def _was_interrupted(result: Any) -> bool:
+    """True if Ctrl-C (or SIGTERM) ended the run. Dagster gives it as the failure of the op that it met."""
+    errors = (event.step_failure_data.error for event in result.all_events if event.is_step_failure)
+    return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
 def _failure_of(result: Any) -> str:

@@ -37,6 +37,8 @@ def up(port: int, host: str, open_browser: bool) -> int:
         # Children use the very servers that this process holds; they hold them too, by OMNIOPS_HOME.
         "OMNIOPS_HOME": str(settings.home),
         "PYTHONUNBUFFERED": "1",
+        # `dagster dev` says at each start that `dg dev` supersedes it; that is no news for who types `omniops up`.
+        "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded",
     }
     command = [
         sys.executable, "-m", "dagster", "dev", "-w", str(PROJECT_ROOT / "workspace.yaml"),

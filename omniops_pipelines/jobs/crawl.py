@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -32,6 +33,7 @@ from resources.crawler.plan import (
     CrawlProgress,
 )
 from resources.postgres.connection import DatabaseError, DatabaseUnreachable
+from resources.postgres.content import index_waiting_content
 from resources.postgres.customers import ensure_customer
 from resources.postgres.frontier import CrawlFrontier, FinishedUrl, WorkerReplaced
 from resources.postgres.job_status import InvalidJobTransition
@@ -47,6 +49,7 @@ TAG_CUSTOMER = "omniops/customer"
 TAG_ON_INTERRUPT = "omniops/on_interrupt"
 
 # A line in the run's log costs a connection (20 to 30 ms), so they come less often as a run grows old.
+_FIRST_REPORT_SECONDS = 1.5
 _REPORT_SECONDS = ((60.0, 5.0), (600.0, 15.0), (float("inf"), 60.0))
 
 # After an interruption the crawl has so long to commit what is finished before it is left behind: its transaction
@@ -126,8 +129,47 @@ def _refuse(error: Exception) -> dg.Failure:
     return dg.Failure(description=str(error), allow_retries=False)
 
 
+class JobRecord(dg.ConfigurableResource[None]):
+    """Ends the job's record where the run ends before its job does, at whatever moment it is interrupted.
+
+    Dagster hands an interruption to the code of an op, and one that arrives between two ops reaches none of ours.
+    What a run has set up it also takes down, so that is where the record is looked at last.
+    """
+
+    postgres: dg.ResourceDependency[PostgresResource]
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Cancel, pause or fail a job that this run had and left unfinished."""
+        run = context.instance.get_run_by_id(context.run_id) if context.instance and context.run_id else None
+        job_id = run.tags.get(TAG_JOB) if run else None
+        if run is None or job_id is None:
+            return  # it was refused, or interrupted before it had a job
+        try:
+            manager = self.postgres.job_manager()
+            job = manager.get_job_from_postgres(job_id)
+            if job is None or job["status"] not in ("queued", "running") or job["run_id"] not in (None, run.run_id):
+                return
+            if CrawlFrontier(self.postgres.engine(), job_id, job["customer_id"]).live_workers():
+                return  # another run is at it
+            on_interrupt = run.tags.get(TAG_ON_INTERRUPT, "cancelled")
+            if on_interrupt == "paused":
+                if job["status"] == "running":  # a queued one waits already
+                    manager.update_job_status(job_id, "paused", finish_reason="paused")
+            elif run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
+                manager.update_job_status(job_id, "cancelled", finish_reason="cancelled")
+            else:
+                manager.fail_job(job_id, f"run {run.run_id} ended before the job did: its log says why")
+        except Exception as error:  # noqa: BLE001 - the database is away: the run's own error is the one to report
+            dg.get_dagster_logger().warning("job %s keeps its status: %s", job_id, error)
+
+
 @dg.op(description="Checks what is asked for, and records the job. Nothing is written before all of it is right.")
-def plan_crawl(context: dg.OpExecutionContext, config: CrawlConfig, postgres: PostgresResource) -> dict[str, Any]:
+def plan_crawl(
+    context: dg.OpExecutionContext,
+    config: CrawlConfig,
+    postgres: PostgresResource,
+    job_record: JobRecord,  # for what it does at the end of the run
+) -> dict[str, Any]:
     """Turn the configuration into a recorded job."""
     order = config.order()
     try:
@@ -138,6 +180,13 @@ def plan_crawl(context: dg.OpExecutionContext, config: CrawlConfig, postgres: Po
         planned = crawl_order.plan_crawl(order, manager)
         if not planned.finished:
             crawl_order.check_hosts(planned.plan)
+        # Before the job is written, so that the run can always be asked which job it has.
+        context.instance.add_run_tags(
+            context.run_id,
+            {TAG_JOB: planned.job_id, TAG_DOMAIN: planned.domain, TAG_CUSTOMER: planned.customer},
+        )
+        if not planned.finished:
+            _close_run_of_killed_process(context, postgres, planned.job_id)
             if planned.status is None:
                 with postgres.engine().begin() as connection:
                     customer_id = ensure_customer(connection, planned.customer)
@@ -154,10 +203,6 @@ def plan_crawl(context: dg.OpExecutionContext, config: CrawlConfig, postgres: Po
             manager.update_job_status(planned.job_id, "running", run_id=context.run_id)
     except (InvalidOrder, RefusedOrder, DatabaseError, ServiceError, JobIdTaken, InvalidJobTransition) as error:
         raise _refuse(error) from error
-    context.instance.add_run_tags(
-        context.run_id,
-        {TAG_JOB: planned.job_id, TAG_DOMAIN: planned.domain, TAG_CUSTOMER: planned.customer},
-    )
     if planned.finished:
         context.log.info(f"job {planned.job_id} is {planned.status} already: nothing is fetched")
     elif planned.status is not None:
@@ -198,6 +243,7 @@ def crawl_pages(
             skipped=stats.skipped_pages,
         ),
         on_committed=_result_cache(manager, job_id),
+        index=partial(index_waiting_content, postgres.engine()),
         reconnect=postgres.endpoints().ensure_running,
         run_id=context.run_id,
     )
@@ -223,6 +269,9 @@ def crawl_pages(
         raise dg.Failure(description=f"job {job_id} failed: {reason}", allow_retries=False) from error
     except BaseException:  # an interruption
         _interrupted(manager, job_id, on_interrupt)
+        if on_interrupt == "paused":
+            # By Ctrl-C, of which Dagster does not know: without a word it would call the run failed.
+            context.instance.report_run_canceling(context.run, message="interrupted at the command line")
         raise
     progress.publish(job_id, plan, crawl.progress)
     return {
@@ -251,8 +300,9 @@ def complete_crawl(
         raise _refuse(RuntimeError(msg))
     if not crawled["finished"] and crawled["complete"] and job["status"] == "running":
         frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
-        if frontier.live_workers():
-            context.log.info("another worker is still at this job: it will complete it")
+        job = _wait_for_other_workers(context, manager, frontier, job)
+        if job["status"] != "running":
+            context.log.info(f"job {job_id} is {job['status']} already, by another worker's run")
         elif crawled["finish_reason"] == "site_unreachable":
             job = manager.fail_job(job_id, crawled["detail"], "site_unreachable")
         else:
@@ -293,6 +343,33 @@ def complete_crawl(
 def crawl_job() -> None:
     """The main job."""
     complete_crawl(crawl_pages(plan_crawl()))
+
+
+def _close_run_of_killed_process(context: dg.OpExecutionContext, postgres: PostgresResource, job_id: str) -> None:
+    """A run whose process was killed says nothing of it: whoever resumes its job does."""
+    job = postgres.job_manager().get_job_from_postgres(job_id)
+    if job is None or not job["run_id"] or job["run_id"] == context.run_id:
+        return
+    frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
+    run = context.instance.get_run_by_id(job["run_id"])
+    if run is not None and not run.is_finished and frontier.take_over_dead_workers() and not frontier.live_workers():
+        message = f"the run's process was killed; its job {job_id} goes on in run {context.run_id}"
+        context.instance.report_run_failed(run, message=message)
+
+
+def _wait_for_other_workers(
+    context: dg.OpExecutionContext, manager: PersistentJobManager, frontier: CrawlFrontier, job: dict[str, Any]
+) -> dict[str, Any]:
+    """The job as it is when nobody is at it any more; who waited for the others may say that it is complete."""
+    if not frontier.live_workers():
+        return job
+    context.log.info("another worker is still at this job: waiting for it")
+    while frontier.live_workers():
+        time.sleep(0.25)
+    if frontier.take_over_dead_workers():
+        msg = f"another worker of job {frontier.job_id} died: resume the job with the same job id"
+        raise _refuse(RuntimeError(msg))
+    return manager.get_job_from_postgres(frontier.job_id) or job
 
 
 def _run_interruptibly(crawl: Crawl, on_interrupt: str, tick: Callable[[], object]) -> CrawlOutcome:
@@ -355,7 +432,8 @@ def _cached_result(finished: FinishedUrl) -> dict[str, Any]:
 
 def _reporter(context: dg.OpExecutionContext, planned: dict[str, Any], now: CrawlProgress) -> Callable[[], None]:
     """Reports progress to the run's log and as an observation of `scraped_pages`, every few seconds."""
-    started = last = time.monotonic()
+    started = time.monotonic()
+    last = started - _REPORT_SECONDS[0][1] + _FIRST_REPORT_SECONDS
 
     def report() -> None:
         nonlocal last

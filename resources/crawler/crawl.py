@@ -332,7 +332,7 @@ class Crawl:
                 continue
             next_heartbeat = now + HEARTBEAT_SECONDS
             try:
-                status = await loop.run_in_executor(executor, lambda: self._frontier.heartbeat(worker, busy=True))
+                status = await loop.run_in_executor(executor, self._frontier.heartbeat, worker)
             except Exception as error:  # noqa: BLE001 - the writer decides about a lost database, and the fence about a lost lease
                 logger.warning("heartbeat failed: %s", error)
                 continue

@@ -38,6 +38,12 @@ CLAIM_URLS = 500
 LOW_WATER = 100
 # New links are this worker's own while it holds fewer than this; the rest wait in Postgres for any worker.
 OWN_LINKS_BELOW = 2_000
+# Pages of the job's budget that are reserved at once.
+RESERVE_PAGES = 200
+# The same three for a worker that is not alone: small, so that there is something left for the others.
+SHARED_CLAIM_URLS = 50
+SHARED_OWN_LINKS_BELOW = 50
+SHARED_RESERVE_PAGES = 50
 # Urls are remembered as 64-bit numbers, to spare Postgres links that it knows. Past this the memory is emptied:
 # Postgres has the last word on what is new anyway.
 REMEMBERED_URLS = 2_000_000
@@ -109,6 +115,7 @@ class FrontierRequestManager(RequestManager):
         self._followed: set[int] = set()
         self._beyond_depth: set[int] = set()
         self._pages_left = 0
+        self._alone = True
         self._handled = 0
         self._refill: asyncio.Task[None] | None = None
         self._waiting_in_postgres = True
@@ -179,7 +186,7 @@ class FrontierRequestManager(RequestManager):
     @property
     def own_links(self) -> int:
         """How many more links this worker wants to hold."""
-        return max(0, OWN_LINKS_BELOW - len(self._ready))
+        return max(0, (OWN_LINKS_BELOW if self._alone else SHARED_OWN_LINKS_BELOW) - len(self._ready))
 
     @property
     def waiting(self) -> int:
@@ -198,6 +205,7 @@ class FrontierRequestManager(RequestManager):
 
     async def committed(self, batch: Batch, done: Committed) -> None:
         """Take the new links that a commit made this worker's own."""
+        self._alone = not done.shared
         for link in batch.links:
             if link.hash in done.owned:
                 self._ready.append(Task(link.hash, link.url, link.depth))
@@ -327,43 +335,60 @@ class FrontierRequestManager(RequestManager):
         """Reserve pages and claim urls; find out whether the job is finished."""
         loop = asyncio.get_running_loop()
         try:
-            if self._pages_left <= 0 and not self.budget_spent:
-                granted = await loop.run_in_executor(
-                    self._executor, self._frontier.reserve_pages, self._worker, self._max_pages, self._max_pages
-                )
-                self._pages_left += granted
-                # Reserved for adopted redirects or lost commits may come back, so only a quiet worker is sure.
-                if granted == 0 and not self._in_flight and self._nothing_unsaved():
-                    self.budget_spent = True
-            if self.budget_spent:
+            reserved_by_others = await self._reserve(loop) if self._pages_left <= 0 else 0
+            if self._pages_left > 0:
+                await self._claim(loop)
+            if not self._at_rest():
                 return
-            claimed: list[FrontierUrl] = await loop.run_in_executor(
-                self._executor, self._frontier.claim, self._worker, CLAIM_URLS
-            )
-            for url in claimed:
-                self._followed.add(url.hash)
-                self._ready.append(Task(url.hash, url.url, url.depth))
-            self._waiting_in_postgres = len(claimed) == CLAIM_URLS
-            if not claimed and self._idle():
-                if await loop.run_in_executor(self._executor, self._frontier.anything_left, self._worker):
-                    await self._wait_for_others(loop)
-                elif self._idle():
-                    self.finished = True
+            if self._pages_left <= 0 and not reserved_by_others:
+                self.budget_spent = True
+            elif await loop.run_in_executor(self._executor, self._frontier.anything_left, self._worker):
+                await self._wait_for_others(loop)
+            elif self._at_rest():
+                self.finished = True
         except Exception as error:  # noqa: BLE001 - kept, and raised where the crawl can act on it
             self.error = error
         finally:
             self._wake.set()
 
+    async def _claim(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Lease urls that wait in Postgres."""
+        claim = CLAIM_URLS if self._alone else SHARED_CLAIM_URLS
+        claimed: list[FrontierUrl] = await loop.run_in_executor(
+            self._executor, self._frontier.claim, self._worker, claim
+        )
+        for url in claimed:
+            self._followed.add(url.hash)
+            self._ready.append(Task(url.hash, url.url, url.depth))
+        self._waiting_in_postgres = len(claimed) == claim
+
+    async def _reserve(self, loop: asyncio.AbstractEventLoop) -> int:
+        """Reserve pages of the job's budget; returns how many others have reserved and not used."""
+        want = RESERVE_PAGES if self._alone else SHARED_RESERVE_PAGES
+        reserved = await loop.run_in_executor(
+            self._executor, self._frontier.reserve_pages, self._worker, want, self._max_pages
+        )
+        self._alone = reserved.other_workers == 0
+        self._pages_left += reserved.granted
+        return reserved.reserved_by_others
+
     async def _wait_for_others(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Another worker may still find links: say that this one is idle, look after the dead, ask again."""
-        await loop.run_in_executor(self._executor, lambda: self._frontier.heartbeat(self._worker, busy=False))
-        replaced = await loop.run_in_executor(self._executor, self._frontier.take_over_dead_workers)
-        if not replaced:
+        """Another worker may still find links, or leave some of the budget: rest, look after the dead, ask again.
+
+        A worker with urls and no pages left to fetch them waits as well, but does not say that it has nothing to do.
+        """
+        if not self._ready:
+            self._pages_left = 0
+            await loop.run_in_executor(self._executor, self._frontier.rest, self._worker)
+        if not await loop.run_in_executor(self._executor, self._frontier.take_over_dead_workers):
             await asyncio.sleep(_WAIT_SECONDS)
         self._waiting_in_postgres = True
 
     def _nothing_unsaved(self) -> bool:
         return self.writer is None or self.writer.unsaved == 0
 
-    def _idle(self) -> bool:
-        return not (self._ready or self._delayed or self._in_flight) and self._nothing_unsaved()
+    def _at_rest(self) -> bool:
+        """True if nothing is under way and nothing can be handed out: all is fetched, or the budget is."""
+        if self._delayed or self._in_flight or not self._nothing_unsaved():
+            return False
+        return not self._ready or self._pages_left <= 0

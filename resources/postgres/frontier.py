@@ -107,10 +107,26 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a commit did: hashes of the new links that are now this worker's, and of the urls acknowledged."""
+    """What a commit did.
+
+    Attributes:
+        owned: hashes of the new links that are now this worker's.
+        acknowledged: hashes of the urls whose results were written.
+        shared: whether other workers are at the job.
+    """
 
     owned: frozenset[int]
     acknowledged: frozenset[int]
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Pages granted to a worker, how many other workers the job has, and what those have reserved and not used."""
+
+    granted: int
+    other_workers: int
+    reserved_by_others: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +167,7 @@ def has_died(process: ProcessIdentity) -> bool:
 
 
 _COMMIT = text("""
-    SELECT owned, acknowledged FROM crawl_commit_batch(
+    SELECT owned, acknowledged, shared FROM crawl_commit_batch(
         :worker, :lease, :own_links,
         CAST(:link_hash AS bigint[]), CAST(:link_url AS text[]), CAST(:link_depth AS integer[]),
         CAST(:link_skip AS text[]),
@@ -215,7 +231,7 @@ class CrawlFrontier:
             ).scalar_one()
         return worker
 
-    def heartbeat(self, worker: int, *, busy: bool, lease_seconds: float = LEASE_SECONDS) -> str:
+    def heartbeat(self, worker: int, *, lease_seconds: float = LEASE_SECONDS) -> str:
         """Renew the lease and learn the job's status, which another program may have changed.
 
         Raises:
@@ -225,15 +241,33 @@ class CrawlFrontier:
             status: str | None = connection.scalar(
                 text("""
                     UPDATE omniops_meta.crawl_workers AS w
-                    SET leased_until = clock_timestamp() + make_interval(secs => :lease), busy = :busy
+                    SET leased_until = clock_timestamp() + make_interval(secs => :lease)
                     FROM scrape_jobs AS j
                     WHERE w.worker_id = :worker AND j.job_id = w.job_id RETURNING j.status
                 """),
-                {"worker": worker, "lease": lease_seconds, "busy": busy},
+                {"worker": worker, "lease": lease_seconds},
             )
         if status is None:
             raise WorkerReplaced(_replaced_message(worker))
         return status
+
+    def rest(self, worker: int) -> None:
+        """Say that this worker has nothing to do, and give back the pages that it reserved: others may use them.
+
+        Raises:
+            WorkerReplaced: the lease ran out before and was taken.
+        """
+        with self._engine.begin() as connection:
+            found = connection.execute(
+                text("""
+                    UPDATE omniops_meta.crawl_workers SET busy = false, pages_left = 0,
+                        leased_until = clock_timestamp() + make_interval(secs => :lease)
+                    WHERE worker_id = :worker
+                """),
+                {"worker": worker, "lease": LEASE_SECONDS},
+            ).rowcount
+        if not found:
+            raise WorkerReplaced(_replaced_message(worker))
 
     def take_over_dead_workers(self) -> int:
         """Free the urls of workers that are gone: lease run out, or process known to be dead.
@@ -330,8 +364,8 @@ class CrawlFrontier:
         rows = sorted(rows, key=lambda row: (row.depth, row.position))
         return [FrontierUrl(row.url_hash, row.url, row.depth) for row in rows]
 
-    def reserve_pages(self, worker: int, want: int, max_pages: int) -> int:
-        """Reserve part of `max_pages` for the worker; what it returns may be fetched, and not one more.
+    def reserve_pages(self, worker: int, want: int, max_pages: int) -> Reservation:
+        """Reserve part of `max_pages` for the worker; what is granted may be fetched, and not one more.
 
         Pages done and pages reserved by live workers never exceed `max_pages`, because both are counted under
         the lock on the job's row, and a commit turns one into the other.
@@ -340,10 +374,11 @@ class CrawlFrontier:
             connection.execute(
                 text("SELECT 1 FROM scrape_jobs WHERE job_id = :job_id FOR NO KEY UPDATE"), {"job_id": self.job_id}
             )
-            granted: int = (
+            granted = (
                 connection.execute(
                     text("""
-                    UPDATE omniops_meta.crawl_workers AS w SET pages_left = w.pages_left + g.granted
+                    UPDATE omniops_meta.crawl_workers AS w
+                    SET pages_left = w.pages_left + g.granted, busy = w.busy OR g.granted > 0
                     FROM (
                         SELECT greatest(0, least(:want, :max_pages
                             - coalesce((SELECT total_pages FROM scrape_job_stats WHERE job_id = :job_id), 0)
@@ -356,7 +391,14 @@ class CrawlFrontier:
                 ).scalar_one_or_none()
                 or 0
             )
-        return int(granted)
+            others = connection.execute(
+                text("""
+                    SELECT count(*) AS workers, coalesce(sum(pages_left), 0) AS pages
+                    FROM omniops_meta.crawl_workers WHERE job_id = :job_id AND worker_id <> :worker
+                """),
+                {"job_id": self.job_id, "worker": worker},
+            ).one()
+        return Reservation(int(granted), int(others.workers), int(others.pages))
 
     def commit(self, worker: int, batch: Batch, *, own_links: int, lease_seconds: float = LEASE_SECONDS) -> Committed:
         """Write a batch in one transaction: links, acknowledgements, content, results.
@@ -420,7 +462,7 @@ class CrawlFrontier:
             if getattr(error.orig, "sqlstate", None) == _REPLACED:
                 raise WorkerReplaced(_replaced_message(worker)) from error
             raise
-        return Committed(frozenset(row.owned), frozenset(row.acknowledged))
+        return Committed(frozenset(row.owned), frozenset(row.acknowledged), row.shared)
 
     def anything_left(self, worker: int) -> bool:
         """True if urls wait, or another live worker may still find some. Read in one snapshot."""

@@ -202,3 +202,40 @@ def test_stopping_leaves_the_rest_in_the_frontier_and_resuming_is_exact(site: Si
     site.latency = 0
     assert make_crawl(database, "stopped", plan).run().finish_reason == "exhausted"
     assert len(results(database, "stopped")) == 200
+
+
+def test_two_workers_share_a_job_and_its_budget(site: Site, database: Database) -> None:
+    site.chain(400)
+    site.latency = 0.01
+    plan = CrawlPlan(urls=(site.url,), allow_private=True, concurrency=4, max_pages=300)
+    make_job(database, "shared", plan)
+    runs = [make_crawl(database, "shared", plan) for _ in range(2)]
+    outcomes: list[str] = []
+    threads = [threading.Thread(target=lambda run=run: outcomes.append(run.run().finish_reason)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["max_pages", "max_pages"]
+    assert len(results(database, "shared")) == 300
+    finished_by = database.rows("SELECT worker_id, count(*) FROM crawl_frontier WHERE done GROUP BY 1")
+    assert len(finished_by) == 2
+    site.requests.pop("/robots.txt")
+    assert sum(site.requests.values()) == 300
+
+
+def test_two_workers_exhaust_a_site_together(site: Site, database: Database) -> None:
+    site.chain(300)
+    site.latency = 0.01
+    plan = CrawlPlan(urls=(site.url,), allow_private=True, concurrency=4)
+    make_job(database, "shared", plan)
+    outcomes: list[str] = []
+    runs = [make_crawl(database, "shared", plan) for _ in range(2)]
+    threads = [threading.Thread(target=lambda run=run: outcomes.append(run.run().finish_reason)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["exhausted", "exhausted"]
+    assert len(results(database, "shared")) == 300
+    assert {n for path, n in site.requests.items() if path != "/robots.txt"} == {1}

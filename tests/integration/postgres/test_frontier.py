@@ -103,7 +103,7 @@ def test_the_late_commit_of_a_replaced_worker_is_refused(frontier: CrawlFrontier
     with pytest.raises(WorkerReplaced, match="took over"):
         frontier.commit(late, Batch([_done(url)]), own_links=0)
     with pytest.raises(WorkerReplaced):
-        frontier.heartbeat(late, busy=True)
+        frontier.heartbeat(late)
     assert database.value("SELECT count(*) FROM scrape_job_results") == 0
     heir = frontier.register_worker()
     assert frontier.claim(heir, 10) == [url]
@@ -144,15 +144,15 @@ def test_a_process_on_another_machine_is_not_judged() -> None:
 def test_pages_are_reserved_for_all_workers_together(frontier: CrawlFrontier) -> None:
     frontier.seed(_urls(*(f"/{n}" for n in range(20))))
     first, second = frontier.register_worker(), frontier.register_worker()
-    assert frontier.reserve_pages(first, 6, 10) == 6
-    assert frontier.reserve_pages(second, 6, 10) == 4
-    assert frontier.reserve_pages(second, 6, 10) == 0
+    assert frontier.reserve_pages(first, 6, 10).granted == 6
+    assert frontier.reserve_pages(second, 6, 10).granted == 4
+    assert frontier.reserve_pages(second, 6, 10).granted == 0
     urls = frontier.claim(first, 6)
     frontier.commit(first, Batch([_done(url) for url in urls[:2]]), own_links=0)
-    assert frontier.reserve_pages(second, 6, 10) == 0
+    assert frontier.reserve_pages(second, 6, 10).granted == 0
     frontier.release_worker(first)
     # Two are done, four are the second's: the first's other four are free again.
-    assert frontier.reserve_pages(second, 6, 10) == 4
+    assert frontier.reserve_pages(second, 6, 10).granted == 4
 
 
 def test_a_worker_owns_no_more_links_than_it_wants(frontier: CrawlFrontier) -> None:

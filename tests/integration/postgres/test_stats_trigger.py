@@ -100,7 +100,7 @@ def jobs(database: Database) -> Database:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(_STEP, max_size=10))
-def test_counters_equal_the_aggregate_after_any_statements(jobs: Database, steps: list[tuple[str, Any]]) -> None:
+def test_the_counters_equal_the_aggregate(jobs: Database, steps: list[tuple[str, Any]]) -> None:
     from sqlalchemy import create_engine
 
     from resources.postgres.connection import driver_url

@@ -94,9 +94,7 @@ def read(page: bytes) -> Seen:
     return reader.seen
 
 
-def fetch(
-    site: DemoSite, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None
-) -> Response:
+def fetch(site: DemoSite, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Response:
     with closing(http.client.HTTPConnection(urlsplit(site.url).netloc, timeout=10)) as connection:
         connection.request(method, path, headers=dict(headers or {}))
         response = connection.getresponse()
@@ -144,9 +142,7 @@ def test_every_page_is_reached_by_links_from_the_start_page(site: DemoSite, walk
     assert set(walked) == site.pages
 
 
-def test_every_link_leads_to_something_that_the_site_declares(
-    site: DemoSite, walked: dict[str, Seen]
-) -> None:
+def test_every_link_leads_to_something_that_the_site_declares(site: DemoSite, walked: dict[str, Seen]) -> None:
     linked = set().union(*(internal_paths(site, path, seen) for path, seen in walked.items()))
     assert linked == site.pages | set(site.redirects) | site.missing | site.documents | site.disallowed
 
@@ -189,8 +185,7 @@ def test_the_sitemap_lists_exactly_the_pages_with_their_dates(site: DemoSite) ->
     response = fetch(site, "/sitemap.xml")
     assert response.headers.get_content_type() == "application/xml"
     entries = {
-        entry.findtext(f"{SITEMAP}loc"): entry.findtext(f"{SITEMAP}lastmod")
-        for entry in ET.fromstring(response.body)
+        entry.findtext(f"{SITEMAP}loc"): entry.findtext(f"{SITEMAP}lastmod") for entry in ET.fromstring(response.body)
     }
     assert set(entries) == {site.url.rstrip("/") + path for path in site.pages}
     for path in site.pages:

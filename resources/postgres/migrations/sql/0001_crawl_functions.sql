@@ -216,7 +216,8 @@ $$;
 --   Refuses a worker that was replaced (SQLSTATE OM001): whoever took over its urls will fetch them.
 --   A result is written only for a url that this call acknowledges, so a url never has two.
 --   p_adopted marks urls that were reached by a redirect and may not be in the frontier yet.
--- Returns the links that were new and are now this worker's, and the urls that were acknowledged.
+-- Returns the links that were new and are now this worker's, the urls that were acknowledged, and whether other
+-- workers are at the job (then this one should leave them something).
 CREATE FUNCTION public.crawl_commit_batch(
     p_worker bigint, p_lease_seconds double precision, p_own_links integer,
     link_hash bigint[], link_url text[], link_depth integer[], link_skip text[],
@@ -226,7 +227,7 @@ CREATE FUNCTION public.crawl_commit_batch(
     c_hash bigint[], c_url text[], c_domain text[], c_title text[], c_description text[], c_canonical_url text[], c_lang text[],
     c_http_status integer[], c_etag text[], c_last_modified text[], c_content_hash text[],
     c_text text[], c_word_count integer[], gone_hash bigint[], gone_url text[],
-    OUT owned bigint[], OUT acknowledged bigint[])
+    OUT owned bigint[], OUT acknowledged bigint[], OUT shared boolean)
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     v_job text;
@@ -241,6 +242,8 @@ BEGIN
         RAISE EXCEPTION 'worker % was replaced: its lease ran out and another worker took over its urls', p_worker
             USING ERRCODE = 'OM001';
     END IF;
+
+    shared := EXISTS (SELECT 1 FROM omniops_meta.crawl_workers AS w WHERE w.job_id = v_job AND w.worker_id <> p_worker);
 
     -- A link already known beyond max_depth is reopened when a shorter way to it is found.
     WITH inserted AS (
