@@ -21,6 +21,7 @@ from resources.crawler.plan import (
     CrawlPlan,
 )
 from resources.crawler.urls import GlobError, Globs, InvalidUrl, normalise, site_of
+from resources.postgres.access import check_runtime_url
 from resources.postgres.connection import DatabaseNotMigrated
 from resources.postgres.customers import InvalidSlug, check_slug
 from resources.postgres.job_status import JOB_TYPES, UNFINISHED
@@ -172,9 +173,11 @@ def check_database(database_url: str) -> None:
 
     Raises:
         DatabaseError: it cannot be reached.
+        UnsafeRole: the url's role could get around row-level security.
         DatabaseNotMigrated: `omniops migrate` has to be run.
         RefusedOrder: the database is newer than the code.
     """
+    check_runtime_url(database_url)
     state = migration_state(database_url)
     if not state.known:
         msg = f"the database stands at revision {state.current}, which this version does not know: update it"

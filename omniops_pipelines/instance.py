@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from resources import stack
+from resources.postgres.access import check_runtime_url
 from resources.postgres.connection import DatabaseError, DatabaseNotMigrated, connect_once
 from resources.postgres.migrate import DAGSTER_SCHEMA, migrate, migration_state
 from resources.settings import Settings
@@ -56,8 +57,10 @@ def prepare_database(endpoints: Endpoints) -> None:
     """Migrate the embedded database; refuse another one that is not migrated, which is its owner's decision.
 
     Raises:
-        DatabaseError: it cannot be reached, or stands at another version.
+        DatabaseError: it cannot be reached, stands at another version, or its role could get around row-level
+            security.
     """
+    check_runtime_url(endpoints.database_url)
     state = migration_state(endpoints.database_url)
     if not state.known:
         msg = f"the database stands at revision {state.current}, which this version does not know: update it"

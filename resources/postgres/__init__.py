@@ -12,15 +12,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resources.postgres.jobs import JobStats, PersistentJobManager
     from resources.postgres.resource import PostgresResource
+    from resources.postgres.tenancy import service_connection, tenant_connection
     from resources.stack import get_persistent_job_manager
 
-__all__ = ["JobStats", "PersistentJobManager", "PostgresResource", "get_persistent_job_manager"]
+__all__ = [
+    "JobStats",
+    "PersistentJobManager",
+    "PostgresResource",
+    "get_persistent_job_manager",
+    "service_connection",
+    "tenant_connection",
+]
 
 _HOMES = {
     "JobStats": "resources.postgres.jobs",
     "PersistentJobManager": "resources.postgres.jobs",
     "PostgresResource": "resources.postgres.resource",
     "get_persistent_job_manager": "resources.stack",
+    "service_connection": "resources.postgres.tenancy",
+    "tenant_connection": "resources.postgres.tenancy",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -29,7 +30,7 @@ class PostgresResource(dg.ConfigurableResource[None]):
         settings = Settings.from_environment()
         if not self.database_url:
             return settings
-        return Settings(settings.home, self.database_url, settings.owner_database_url, settings.redis_url)
+        return replace(settings, database_url=self.database_url)
 
     def endpoints(self) -> Endpoints:
         """The addresses in use; an embedded server is held until the process ends."""

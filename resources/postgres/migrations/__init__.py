@@ -25,6 +25,9 @@ def run_sql_file(name: str) -> None:
 
 def run_script(connection: Connection, script: str) -> None:
     """Run several statements as one simple query, in the connection's transaction."""
+    on_script = connection.info.get("omniops_on_script")
+    if on_script is not None:
+        on_script(script)
     cursor = connection.connection.cursor()
     try:
         cursor.execute(script)

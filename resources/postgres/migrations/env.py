@@ -12,5 +12,6 @@ context.configure(
     version_table="alembic_version",
     version_table_schema=META_SCHEMA,
     transaction_per_migration=False,
+    on_version_apply=context.config.attributes.get("on_version_apply"),
 )
 context.run_migrations()

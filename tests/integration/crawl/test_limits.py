@@ -206,7 +206,7 @@ def test_stopping_leaves_the_rest_in_the_frontier_and_resuming_is_exact(site: Si
 
 def test_two_workers_share_a_job_and_its_budget(site: Site, database: Database) -> None:
     site.chain(400)
-    site.latency = 0.01
+    site.latency = 0.05
     plan = CrawlPlan(urls=(site.url,), allow_private=True, concurrency=4, max_pages=300)
     make_job(database, "shared", plan)
     runs = [make_crawl(database, "shared", plan) for _ in range(2)]
