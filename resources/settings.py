@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resources.secret import Secret
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -27,12 +29,15 @@ class Settings:
         owner_database_url: the role that migrates (`OMNIOPS_OWNER_DATABASE_URL`); None means derived where
             Postgres is embedded, else the same as `database_url`.
         redis_url: the ephemeral tier (`OMNIOPS_REDIS_URL`); None means the embedded Valkey.
+        secret_key: keys of the customers' credentials, newest first (`OMNIOPS_SECRET_KEY`); None means the file
+            `secret_key` in `home`.
     """
 
     home: Path
     database_url: str | None
     owner_database_url: str | None
     redis_url: str | None
+    secret_key: Secret | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -44,4 +49,5 @@ class Settings:
             database_url=env.get("OMNIOPS_DATABASE_URL") or None,
             owner_database_url=env.get("OMNIOPS_OWNER_DATABASE_URL") or None,
             redis_url=env.get("OMNIOPS_REDIS_URL") or None,
+            secret_key=Secret(env["OMNIOPS_SECRET_KEY"]) if env.get("OMNIOPS_SECRET_KEY") else None,
         )
