@@ -6,9 +6,13 @@ import sys
 
 import click
 
-from omniops_pipelines.cli.administration import doctor, env, migrate, services
+from omniops_pipelines.cli.administration import doctor, env, services
+from omniops_pipelines.cli.catalog import catalog
 from omniops_pipelines.cli.crawl import crawl, demo
 from omniops_pipelines.cli.jobs import jobs
+from omniops_pipelines.cli.keys import keys
+from omniops_pipelines.cli.migrate import migrate
+from omniops_pipelines.cli.retention import cleanup, erase, export, holds
 from omniops_pipelines.cli.up import up
 
 
@@ -18,7 +22,7 @@ def cli() -> None:
     """Crawls customers' websites, keeps what it read in the right store for the right time, proves what happened."""
 
 
-for command in (crawl, demo, up, jobs, migrate, services, env, doctor):
+for command in (crawl, demo, up, jobs, cleanup, erase, export, holds, keys, migrate, catalog, services, env, doctor):
     cli.add_command(command)
 
 

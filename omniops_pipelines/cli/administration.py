@@ -1,4 +1,4 @@
-"""`omniops migrate`, `services`, `env` and `doctor`: what the platform stands on."""
+"""`omniops services`, `env` and `doctor`: what the platform stands on."""
 
 from __future__ import annotations
 
@@ -6,27 +6,6 @@ import shlex
 from typing import Any
 
 import click
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
-def migrate(as_json: bool) -> None:
-    """Bring the database to this version's schema: all of it, or nothing."""
-    from omniops_pipelines.cli import output
-    from resources import stack
-    from resources.postgres.connection import redact
-    from resources.postgres.migrate import migrate as apply_migrations
-
-    endpoints = stack.endpoints()
-    before = apply_migrations(endpoints.owner_database_url, runtime_url=endpoints.database_url)
-    if as_json:
-        output.print_json({"from": before.current, "to": before.head, "applied": list(before.pending)})
-        return
-    where = redact(endpoints.owner_database_url)
-    if before.pending:
-        click.echo(f"{where}: applied {', '.join(before.pending)} (it stood at {before.current or 'nothing'})")
-    else:
-        click.echo(f"{where}: nothing to do, it stands at {before.head}")
 
 
 @click.group()

@@ -5,11 +5,28 @@ from __future__ import annotations
 from sqlalchemy.exc import DBAPIError
 
 from omniops_pipelines.crawl_order import InvalidOrder, RefusedOrder
+from resources.postgres.compliance import NoHold
 from resources.postgres.connection import DatabaseError
+from resources.postgres.customer_rows import UnknownCustomer
+from resources.postgres.customers import InvalidSlug
+from resources.postgres.erasure import ErasureRefused
 from resources.postgres.jobs import JobIdTaken, UnknownJob
+from resources.postgres.secret_keys import SecretError
 from resources.services import ServiceError
 
-_EXPECTED = (InvalidOrder, RefusedOrder, DatabaseError, ServiceError, JobIdTaken, UnknownJob)
+_EXPECTED = (
+    InvalidOrder,
+    RefusedOrder,
+    DatabaseError,
+    ServiceError,
+    SecretError,
+    JobIdTaken,
+    UnknownJob,
+    UnknownCustomer,
+    InvalidSlug,
+    NoHold,
+    ErasureRefused,
+)
 
 
 def sentence_for(error: BaseException) -> str | None:
