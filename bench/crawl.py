@@ -159,7 +159,8 @@ class Bench:
                 expected |= {"urls done": self.pages, "urls known": self.pages}
                 expected["results in Valkey"] = min(self.pages, MAX_CACHED_RESULTS)
                 with Redis.from_url(self._redis_url) as redis:
-                    counts["results in Valkey"] = int(redis.hlen(CRAWL_RESULTS.key(measured.job_id)))  # type: ignore[arg-type]
+                    batches = redis.lrange(CRAWL_RESULTS.key(measured.job_id), 0, -1)
+                    counts["results in Valkey"] = sum(len(json.loads(batch)) for batch in batches)  # type: ignore[union-attr]
             with psycopg.connect(self._admin_url) as connection:
                 for name, query in queries.items():
                     row = connection.execute(query, {"job": measured.job_id}).fetchone()  # type: ignore[call-overload]

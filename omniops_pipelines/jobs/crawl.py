@@ -408,7 +408,7 @@ def _result_cache(manager: PersistentJobManager, job_id: str) -> Callable[[Seque
             return
         chosen = finished[:room]
         room -= len(chosen)
-        manager.cache_results(job_id, {f.url: _cached_result(f) for f in chosen})
+        manager.cache_results(job_id, [_cached_result(f) for f in chosen])
 
     return copy
 

@@ -251,27 +251,21 @@ class PersistentJobManager:
             written = connection.execute(_INSERT_RESULTS, {"job_id": job_id, **columns}).rowcount
         if written == 0:
             raise UnknownJob(job_id)
-        self.cache_results(job_id, {url: {**page, **result} for url, (page, result) in results.items()})
+        self.cache_results(job_id, [{**page, **result} for page, result in results.values()])
         return written
 
-    def cache_results(self, job_id: str, results: Mapping[str, Mapping[str, Any]]) -> None:
-        """Put results that Postgres already has into the cache, in one round trip."""
+    def cache_results(self, job_id: str, results: Iterable[Mapping[str, Any]]) -> None:
+        """Put results that Postgres already has into the cache, in one round trip: one value for the batch."""
         key = CRAWL_RESULTS.key(job_id)
-        fields: dict[Any, Any] = {}
-        for url, result in results.items():
-            shown = dict(result)
-            if isinstance(shown.get("text"), str):
-                shown["text"] = shown["text"][:MAX_CACHED_TEXT]
-            fields[url] = to_json(shown)
+        value = to_json([_shortened(result) for result in results])
 
         def write(redis: Redis) -> None:
             with redis.pipeline(transaction=False) as pipeline:
-                pipeline.hset(key, mapping=fields)
+                pipeline.rpush(key, value)
                 pipeline.expire(key, CRAWL_RESULTS.ttl_seconds)
                 pipeline.execute()
 
-        if fields:
-            self._cache.attempt(write)
+        self._cache.attempt(write)
 
     # --- status ---------------------------------------------------------------------------------------------
 
@@ -376,8 +370,12 @@ class PersistentJobManager:
 
     def get_job_results(self, job_id: str) -> list[dict[str, Any]]:
         """The results that the cache still has (the first 10,000 of a job, for 24 hours)."""
-        cached = self._cache.attempt(lambda redis: redis.hvals(CRAWL_RESULTS.key(job_id)))
-        return [json.loads(value) for value in cached] if isinstance(cached, list) else []
+        batches = self._cache.attempt(lambda redis: redis.lrange(CRAWL_RESULTS.key(job_id), 0, -1))
+        if not isinstance(batches, list):
+            return []
+        # A url whose result was written again counts once, with the last one.
+        newest = {result.get("url"): result for batch in batches for result in json.loads(batch)}
+        return list(newest.values())
 
     def get_job_results_from_postgres(
         self,
@@ -478,6 +476,14 @@ def _from_cached_job(job: dict[str, Any]) -> dict[str, Any]:
             job[name] = datetime.fromisoformat(job[name])
     job["customer_id"] = UUID(job["customer_id"])
     return job
+
+
+def _shortened(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A result as the cache keeps it: of a long text its beginning."""
+    content = result.get("text")
+    if isinstance(content, str) and len(content) > MAX_CACHED_TEXT:
+        return {**result, "text": content[:MAX_CACHED_TEXT]}
+    return result
 
 
 def _result_url(job_id: str, page: Mapping[str, Any], result: Mapping[str, Any]) -> str:
