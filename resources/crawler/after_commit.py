@@ -24,10 +24,12 @@ logger = logging.getLogger(__name__)
 
 # Pages in one indexing transaction: some tens of milliseconds, so that a page is never locked for long.
 INDEX_PAGES = 50
+# Connections that index at once. Making a vector takes Postgres about as long as two pages take the crawler.
+INDEXERS = 2
 
 
 class CommitFollowers:
-    """Runs what follows commits in two threads beside the crawl.
+    """Runs what follows commits in a few threads beside the crawl.
 
     Args:
         copy: puts what was acknowledged into the cache.
@@ -44,9 +46,9 @@ class CommitFollowers:
         self._copy = copy
         self._index = index
         self._phases = phases
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="after commit")
+        self._threads = ThreadPoolExecutor(1 + INDEXERS, thread_name_prefix="after commit")
         self._copying: asyncio.Future[None] | None = None
-        self._indexing: asyncio.Task[None] | None = None
+        self._indexing: list[asyncio.Task[None]] = []
         self._more = asyncio.Event()
         self._ending = False
 
@@ -61,8 +63,8 @@ class CommitFollowers:
         traceback: TracebackType | None,
     ) -> None:
         """Leave the threads; what they have not done is done by the next crawl."""
-        if self._indexing is not None:
-            self._indexing.cancel()
+        for task in self._indexing:
+            task.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def after_commit(self, taken: Sequence[FinishedUrl]) -> None:
@@ -74,17 +76,19 @@ class CommitFollowers:
             self._copying = loop.run_in_executor(self._threads, self._copy_timed, taken)
         if self._index is not None and any(finished.content is not None for finished in taken):
             self._more.set()
-            if self._indexing is None:
-                self._indexing = asyncio.create_task(self._index_all(), name="full-text index")
+            if not self._indexing:
+                self._indexing = [
+                    asyncio.create_task(self._index_all(), name=f"full-text index {n}") for n in range(INDEXERS)
+                ]
 
     async def finish(self, patience_seconds: float | None) -> None:
         """Wait for what is under way, and for all texts to be indexed (for so long; None: until they are)."""
         if self._copying is not None:
             await self._copying
-        if self._indexing is not None:
+        if self._indexing:
             self._ending = True
             self._more.set()
-            await asyncio.wait([self._indexing], timeout=patience_seconds)
+            await asyncio.wait(self._indexing, timeout=patience_seconds)
 
     def _copy_timed(self, taken: Sequence[FinishedUrl]) -> None:
         started = time.perf_counter()
@@ -107,7 +111,8 @@ class CommitFollowers:
         loop = asyncio.get_running_loop()
         while True:
             await self._more.wait()
-            self._more.clear()
+            if not self._ending:
+                self._more.clear()
             while await loop.run_in_executor(self._threads, self._index_timed) == INDEX_PAGES:
                 pass
             if self._ending:
