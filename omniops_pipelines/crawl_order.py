@@ -142,7 +142,7 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
     for name, (low, high, unit) in _BOUNDS.items():
         value = getattr(order, name)
         if not low <= value <= high:
-            msg = f"{name} is {value}, but it must be between {low:g} and {high:g} {unit}"
+            msg = f"{name} is {value}, but it must be between {low:,} and {high:,} {unit}"
             raise InvalidOrder(msg)
     if order.shards != 1:
         msg = f"shards is {order.shards}, but this version crawls a job with one worker: leave it at 1"
