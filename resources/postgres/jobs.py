@@ -37,6 +37,10 @@ MAX_CACHED_TEXT = 32_000
 MAX_CACHED_RESULTS = 10_000
 
 
+# NUL cannot be kept, and the two separators are used between values.
+_UNSTORABLE = {0x00: None, 0x1E: " ", 0x1F: " "}
+
+
 class UnknownJob(LookupError):
     """There is no job with this id."""
 
@@ -77,7 +81,9 @@ def clean_message(message: str | None) -> str | None:
     """A message that Postgres can hold and a person can read: no NUL, no half surrogates, bounded."""
     if message is None:
         return None
-    cleaned = message.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+    if message.isascii() and message.isprintable() and len(message) <= MAX_ERROR_MESSAGE:
+        return message
+    cleaned = message.translate(_UNSTORABLE).encode("utf-8", "replace").decode("utf-8")
     if len(cleaned) > MAX_ERROR_MESSAGE:
         half = MAX_ERROR_MESSAGE // 2
         left_out = len(cleaned) - MAX_ERROR_MESSAGE
@@ -103,8 +109,9 @@ _INSERT_RESULTS = text("""
     INSERT INTO scrape_job_results (
         job_id, customer_id, url, status, http_status, processing_time_ms, error_message, skip_reason, content_hash)
     SELECT j.job_id, j.customer_id, r.url, r.status, r.http_status, r.ms, r.error, r.skip, r.content_hash
-    FROM unnest(CAST(:urls AS text[]), CAST(:statuses AS text[]), CAST(:http AS integer[]),
-                CAST(:ms AS integer[]), CAST(:errors AS text[]), CAST(:skips AS text[]), CAST(:hashes AS text[]))
+    FROM unnest(string_to_array(:urls, chr(31), chr(30)), string_to_array(:statuses, chr(31), chr(30)),
+                CAST(:http AS integer[]), CAST(:ms AS integer[]), string_to_array(:errors, chr(31), chr(30)),
+                string_to_array(:skips, chr(31), chr(30)), string_to_array(:hashes, chr(31), chr(30)))
              AS r (url, status, http_status, ms, error, skip, content_hash)
     CROSS JOIN (SELECT job_id, customer_id FROM scrape_jobs WHERE job_id = :job_id) AS j
     ON CONFLICT (job_id, url) DO UPDATE SET
@@ -238,14 +245,15 @@ class PersistentJobManager:
             results[url] = (page, result)
         if not results:
             return 0
-        columns: dict[str, list[Any]] = {
-            "urls": list(results),
-            "statuses": [r["status"] for _, r in results.values()],
-            "http": [r.get("http_status") for _, r in results.values()],
-            "ms": [r.get("processing_time_ms") for _, r in results.values()],
-            "errors": [clean_message(r.get("error_message")) for _, r in results.values()],
-            "skips": [r.get("skip_reason") for _, r in results.values()],
-            "hashes": [r.get("content_hash") for _, r in results.values()],
+        rows = [result for _, result in results.values()]
+        columns: dict[str, Any] = {
+            "urls": _joined(results),
+            "statuses": _joined(row["status"] for row in rows),
+            "http": [row.get("http_status") for row in rows],
+            "ms": [row.get("processing_time_ms") for row in rows],
+            "errors": _joined(clean_message(row.get("error_message")) for row in rows),
+            "skips": _joined(clean_message(row.get("skip_reason")) for row in rows),
+            "hashes": _joined(row.get("content_hash") for row in rows),
         }
         with self._engine.begin() as connection:
             written = connection.execute(_INSERT_RESULTS, {"job_id": job_id, **columns}).rowcount
@@ -382,7 +390,7 @@ class PersistentJobManager:
         job_id: str,
         *,
         after_url: str | None = None,
-        limit: int = 1000,
+        limit: int = 500,
         status: str | None = None,
     ) -> list[dict[str, Any]]:
         """A page of the job's results in the order of their urls, however old.
@@ -478,6 +486,23 @@ def _from_cached_job(job: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
+# ASCII's own separators, for lists of texts: the driver writes an array by quoting each element in Python; joined here
+# and split by Postgres they cost less, and a batch of 500 results a sixth less.
+_SEPARATOR, _NULL = "\x1f", "\x1e"
+
+
+def _joined(values: Iterable[str | None]) -> str:
+    """Texts as one text, to be taken apart by `string_to_array(…, chr(31), chr(30))`.
+
+    Separators in them become spaces.
+    """
+    texts = list(values)
+    joined = _SEPARATOR.join([_NULL if text is None else text for text in texts])
+    if joined.count(_SEPARATOR) >= len(texts) or joined.count(_NULL) > texts.count(None):
+        joined = _SEPARATOR.join([_NULL if text is None else text.translate(_UNSTORABLE) for text in texts])
+    return joined
+
+
 def _shortened(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """A result as the cache keeps it: of a long text its beginning."""
     content = result.get("text")
@@ -492,8 +517,11 @@ def _result_url(job_id: str, page: Mapping[str, Any], result: Mapping[str, Any])
     if not isinstance(url, str) or not url:
         msg = f"a result of job {job_id} has no url"
         raise ValueError(msg)
-    if len(url.encode("utf-8", "replace")) > 2048 or "\x00" in url:
-        msg = f"a result of job {job_id} has a url that cannot be kept (2048 bytes at most, no NUL): {url[:80]}…"
+    if len(url.encode("utf-8", "replace")) > 2048 or not url.isprintable():
+        msg = (
+            f"a result of job {job_id} has a url that cannot be kept (2048 bytes at most, no NUL or other control "
+            f"characters): {url[:80]!r}"
+        )
         raise ValueError(msg)
     status = result.get("status")
     if status not in RESULT_STATUSES:

@@ -208,3 +208,19 @@ def test_a_bad_slug_makes_no_customer(database: Database, slug: str) -> None:
     with pytest.raises(InvalidSlug), database.engine.begin() as connection:
         ensure_customer(connection, slug)
     assert database.value("SELECT count(*) FROM customers") == 0
+
+
+def test_separators_in_a_value_do_not_shift_the_others(database: Database, job_id: str) -> None:
+    batch = [
+        ({"url": "http://x/a"}, {"status": "failed", "error_message": "one\x1ftwo\x1ethree", "content_hash": None}),
+        ({"url": "http://x/b"}, {"status": "skipped", "skip_reason": "robots_txt", "http_status": 200}),
+        ({"url": "http://x/c"}, {"status": "success", "content_hash": "h\x1fh", "error_message": "\x1e"}),
+    ]
+    database.manager.add_job_results(job_id, batch)
+    rows = database.manager.get_job_results_from_postgres(job_id)
+    assert [(r["url"][-1], r["error_message"], r["skip_reason"], r["content_hash"]) for r in rows] == [
+        ("a", "one two three", None, None),
+        ("b", None, "robots_txt", None),
+        ("c", " ", None, "h h"),
+    ]
+    assert rows[1]["http_status"] == 200
