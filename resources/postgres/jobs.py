@@ -486,8 +486,8 @@ def _from_cached_job(job: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-# ASCII's own separators, for lists of texts: the driver writes an array by quoting each element in Python; joined here
-# and split by Postgres they cost less, and a batch of 500 results a sixth less.
+# ASCII's own separators, for lists of texts: the driver writes an array by quoting each element in Python; joined
+# here and split by Postgres they cost less, and a batch of 500 results a sixth less.
 _SEPARATOR, _NULL = "\x1f", "\x1e"
 
 
