@@ -45,9 +45,10 @@ def _upstream(name: str) -> list[str]:
     """What a table is made from: its parents by foreign key, and what `_MADE_FROM` adds."""
     parents = {key.column.table.name for key in metadata.tables[name].foreign_keys}
     made_from = _MADE_FROM.get(name, ())
-    # The customer is everybody's parent; an arrow from it says something only where there is no other.
-    if made_from or len(parents) > 1:
-        parents.discard("customers")
+    # The customer is everybody's parent; an arrow from it says something only where no other parent leads back to it.
+    others = parents - {"customers"}
+    if made_from or any(TABLES[parent].tenant_column is not None for parent in others):
+        parents = others
     return sorted({*parents, *made_from} - {name})
 
 
