@@ -63,7 +63,7 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
 def crawl(urls: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Crawl websites, and keep what they say.
 
-    Killed or interrupted, it is resumed with the same --job-id: no page is lost, and none is fetched twice.
+    Killed or interrupted, it is resumed with the same --job-id: no page is lost, and none is kept twice.
     """
     if not urls and not options.get("job_id"):
         msg = "name at least one URL, or --job-id of a job to resume"

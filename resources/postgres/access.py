@@ -212,16 +212,6 @@ def _migrations_functions() -> frozenset[str]:
     return frozenset(names)
 
 
-def _function_statement(function: str) -> str:
-    # Revoked by name: Supabase grants new functions to its roles by default, beside PUBLIC.
-    name = f"public.{function}"
-    return (
-        f"DO $$ BEGIN IF to_regprocedure('{name}') IS NOT NULL THEN "
-        f"REVOKE ALL ON FUNCTION {name} FROM PUBLIC, {ANON}, {CLIENT}; "
-        f"GRANT EXECUTE ON FUNCTION {name} TO {SERVICE}; END IF; END $$"
-    )
-
-
 def _runtime_statements(role: str) -> Iterator[str]:
     # From 16 on membership says for itself whether it is inherited; before, the member's attribute does.
     yield (

@@ -214,8 +214,3 @@ def erasure_order() -> tuple[TableEntry, ...]:
     """Tables whose rows go with their customer, children first."""
     entries = [entry for entry in TABLES.values() if entry.erase_order is not None]
     return tuple(sorted(entries, key=lambda entry: (entry.erase_order, entry.name)))
-
-
-def tables_of(policy: str) -> tuple[TableEntry, ...]:
-    """Tables that a retention policy is about."""
-    return tuple(entry for entry in TABLES.values() if entry.policy == policy)
