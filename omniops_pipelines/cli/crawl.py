@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
-    from omniops_pipelines.crawl_order import CrawlOrder, PlannedCrawl
+    from resources.crawler.crawl_order import CrawlOrder, PlannedCrawl
 
 _JOB_TYPES = ("full_crawl", "incremental", "sitemap", "single_page")
 
@@ -114,7 +114,7 @@ def _wait_for_interrupt() -> None:
 
 
 def _order(urls: tuple[str, ...], options: Mapping[str, Any]) -> CrawlOrder:
-    from omniops_pipelines.crawl_order import CrawlOrder
+    from resources.crawler.crawl_order import CrawlOrder
 
     given = {name: value for name, value in options.items() if value is not None}
     return CrawlOrder(urls=urls, **given)
@@ -124,9 +124,9 @@ def _run(order: CrawlOrder, *, customer_given: bool, as_json: bool) -> int:
     """Check the order, run the job, print its summary; returns the exit status."""
     from dataclasses import replace
 
-    from omniops_pipelines import crawl_order
     from omniops_pipelines.instance import open_stack
     from resources import stack
+    from resources.crawler import crawl_order
 
     try:
         if not order.job_id:
@@ -185,7 +185,7 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
     from omniops_pipelines.cli.output import screen
     from omniops_pipelines.cli.progress_bar import CrawlBar
     from omniops_pipelines.definitions import defs
-    from omniops_pipelines.jobs.crawl import TAG_ON_INTERRUPT
+    from resources.run_tags import TAG_ON_INTERRUPT
 
     config = asdict(order)
     # The plan that was kept with the job counts; its urls are what the configuration has to name.

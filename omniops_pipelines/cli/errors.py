@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
-from omniops_pipelines.crawl_order import InvalidOrder, RefusedOrder
+from resources.crawler.crawl_order import InvalidOrder, RefusedOrder
 from resources.postgres.compliance import NoHold
 from resources.postgres.connection import DatabaseError
 from resources.postgres.customer_rows import UnknownCustomer

@@ -19,10 +19,11 @@ from pydantic import Field
 from assets.audit import AUDIT_TABLES
 from assets.content import CONTENT_TABLES
 from assets.row_counts import count_rows
-from omniops_pipelines import crawl_order, progress
-from omniops_pipelines.crawl_order import CrawlOrder, InvalidOrder, RefusedOrder
+from omniops_pipelines import progress
 from omniops_pipelines.job_summary import summarise
+from resources.crawler import crawl_order
 from resources.crawler.crawl import Crawl
+from resources.crawler.crawl_order import CrawlOrder, InvalidOrder, RefusedOrder
 from resources.crawler.plan import (
     DEFAULT_CONCURRENCY,
     DEFAULT_MAX_DEPTH,
@@ -39,14 +40,8 @@ from resources.postgres.frontier import CrawlFrontier, FinishedUrl, WorkerReplac
 from resources.postgres.job_status import InvalidJobTransition
 from resources.postgres.jobs import MAX_CACHED_RESULTS, JobIdTaken, PersistentJobManager
 from resources.postgres.resource import PostgresResource
+from resources.run_tags import TAG_CUSTOMER, TAG_DOMAIN, TAG_JOB, TAG_ON_INTERRUPT
 from resources.services import ServiceError
-
-# Run tags. The last says what becomes of the job when its run is interrupted: `cancelled` (somebody cancels the run
-# in the UI: the job is over) or `paused` (Ctrl-C at the command line: the job can be resumed).
-TAG_JOB = "omniops/job_id"
-TAG_DOMAIN = "omniops/domain"
-TAG_CUSTOMER = "omniops/customer"
-TAG_ON_INTERRUPT = "omniops/on_interrupt"
 
 # A line in the run's log costs a connection (20 to 30 ms), so they come less often as a run grows old.
 _FIRST_REPORT_SECONDS = 1.5
