@@ -1,4 +1,4 @@
-"""Tags of Dagster runs: which job, domain and customer a run is about. Jobs set them, sensors and limits read them."""
+"""Tags of Dagster runs: which job, domain and customer a run is about. Jobs set them, sensors read them."""
 
 from __future__ import annotations
 
