@@ -44,6 +44,9 @@ _CONTEXT: Final = "(SELECT public.current_customer_id())"
 # Tables that the program itself may not write: only a trigger does.
 _KEPT_BY_TRIGGERS: Final = frozenset({"scrape_job_stats"})
 
+# The platform's working state beside the business tables: leases, deliveries under way, how far something has come.
+WORKING_TABLES: Final = ("crawl_workers", "alert_deliveries", "watermarks")
+
 # Functions that client access needs: the policies' own, and what triggers and queries call on its behalf.
 _FOR_CLIENTS: Final = frozenset({
     "current_customer_id", "scrape_job_may_move", "scrape_job_active_seconds", "text_search_config",
@@ -115,7 +118,12 @@ def statements(tables: frozenset[str], runtime_role: str | None) -> Iterator[str
     yield f"GRANT USAGE ON SCHEMA public TO {', '.join(ROLES)}"
     yield f"GRANT USAGE ON SCHEMA omniops_meta TO {SERVICE}"
     yield f"GRANT SELECT ON omniops_meta.alembic_version TO {SERVICE}"
-    yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON omniops_meta.crawl_workers TO {SERVICE}"
+    for name in WORKING_TABLES:
+        # A database that stands at an older revision has fewer.
+        yield (
+            f"DO $$ BEGIN IF to_regclass('omniops_meta.{name}') IS NOT NULL THEN "
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON omniops_meta.{name} TO {SERVICE}; END IF; END $$"
+        )
     for entry in TABLES.values():
         if entry.name in tables:
             yield from _table_statements(entry)

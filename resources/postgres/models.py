@@ -109,6 +109,23 @@ def _percentiles() -> tuple[Column[Any], ...]:
     )
 
 
+def _work() -> tuple[Column[Any], ...]:
+    """What crawling a day's pages took, and what came of it."""
+    return (
+        Column(
+            "active_seconds", Double, CheckConstraint("active_seconds >= 0"), nullable=False,
+            server_default=text("0"), comment="Of the jobs that ended on the day, pauses left out.",
+        ),
+        _count("changed_pages", comment="New, or with another text than before."),
+        _count("unchanged_pages", comment="Read again with the same text, or said to be unmodified."),
+        Column(
+            "pages_per_second", Double, CheckConstraint("pages_per_second >= 0"),
+            comment="total_pages over active_seconds; none where no job ended on the day.",
+        ),
+        _json("pages_by_http_status", "Number of pages by status code."),
+    )  # fmt: skip
+
+
 def _customer(*, cascade: bool = True) -> Column[Any]:
     """The tenant. Erasure goes by the catalogue's order; the cascade is the last net under it."""
     return Column(
@@ -377,6 +394,17 @@ alert_history = Table(
     _json("details"),
     _now("opened_at"),
     _time("closed_at"),
+    _text("what_to_do", server_default=text("''::text")),
+    _text("run_id", required=False, comment="Of the Dagster run that it is about."),
+    Column(
+        "occurrences",
+        BigInteger,
+        CheckConstraint("occurrences >= 1"),
+        nullable=False,
+        server_default=text("1"),
+        comment="How often it was found while the episode was open.",
+    ),
+    _now("last_seen_at"),
     # Question: is this episode open already? (One alert for each.)
     Index("alert_history_open", "alert", "episode", unique=True, postgresql_where=text("closed_at IS NULL")),
     # Question: which are past their retention? And the newest ones.
@@ -397,9 +425,7 @@ daily_job_stats = Table(
         ("retries", "Tries after the first."), ("bytes", "On the wire."),
     )),
     *_percentiles(),
-    Column(
-        "active_seconds", Double, CheckConstraint("active_seconds >= 0"), nullable=False, server_default=text("0")
-    ),
+    *_work(),
     _json("pages_by_reason", "Number of pages by skip reason or error."),
     _now("computed_at"),
     _time("frozen_at", "Since then rows that it was computed from have been removed: it stays as it is."),
@@ -416,10 +442,13 @@ daily_domain_stats = Table(
     _customer(),
     _text("domain", CheckConstraint("domain <> ''")),
     *(_count(n, comment=c) for n, c in (
-        ("jobs", None), ("total_pages", None), ("successful_pages", None), ("failed_pages", None),
-        ("skipped_pages", None), ("retries", "Tries after the first."), ("bytes", "On the wire."),
+        ("jobs", "Jobs that have pages of the day."), ("jobs_completed", None), ("jobs_failed", None),
+        ("jobs_cancelled", None), ("jobs_unfinished", None), ("total_pages", None), ("successful_pages", None),
+        ("failed_pages", None), ("skipped_pages", None), ("retries", "Tries after the first."),
+        ("bytes", "On the wire."),
     )),
     *_percentiles(),
+    *_work(),
     _json("pages_by_reason", "Number of pages by skip reason or error."),
     _now("computed_at"),
     _time("frozen_at", "Since then rows that it was computed from have been removed: it stays as it is."),
@@ -439,6 +468,10 @@ storage_snapshots = Table(
         ("row_estimate", "By the planner's statistics."), ("table_bytes", None), ("index_bytes", None),
         ("toast_bytes", None), ("dead_rows", None),
     )),
+    Column(
+        "bloat_bytes", BigInteger, CheckConstraint("bloat_bytes >= 0"),
+        comment="Estimate of what dead rows and empty space take; none where it cannot be told.",
+    ),
     # Question: how did this table grow?
     Index("storage_snapshots_table_taken", "table_name", "taken_at"),
     # Question: which are past their retention?
@@ -675,6 +708,10 @@ scrape_job_results = Table(
         "repairs", Integer, "Malformed links, undecodable bytes, NULs and half surrogate pairs that were cleaned."
     ),
     _now("created_at"),
+    Column(
+        "changed", Boolean,
+        comment="True: the page was new or said something else than before. None: not read, or not known.",
+    ),
     # Question: all results of a job, page by page (keyset on url); and: one row for each url of a job.
     PrimaryKeyConstraint("job_id", "url"),
     ForeignKeyConstraint(

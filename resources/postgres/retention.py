@@ -148,41 +148,43 @@ class _Removal:
     unprocessed: str = "false"
 
 
-_OF_JOBS = "{table} AS x JOIN expired_scrape_jobs(:days) AS e ON e.job_id = x.job_id"
-_OF_CONVERSATIONS = "{table} AS x JOIN expired_conversations(:days) AS e ON e.id = x.conversation_id"
+# The moment that is asked about: now, or the forecast's.
+_AT = "coalesce(CAST(:at AS timestamptz), now())"
+_OF_JOBS = f"AS x JOIN expired_scrape_jobs(:days, {_AT}) AS e ON e.job_id = x.job_id"
+_OF_CONVERSATIONS = f"AS x JOIN expired_conversations(:days, {_AT}) AS e ON e.id = x.conversation_id"
 _DAY = "x.day::timestamp AT TIME ZONE 'UTC'"
 
 _REMOVALS: Final[Mapping[str, _Removal]] = {
     "message_queue": _Removal(
         "remove_expired_messages(:max_rows)",
-        (("message_queue", "x.created_at", "expired_messages() AS x"),),
+        (("message_queue", "x.created_at", f"expired_messages({_AT}) AS x"),),
         "x.status IN ('pending', 'processing')",
     ),
     "scrape_jobs": _Removal(
         "remove_expired_scrape_jobs(:days, :max_rows)",
         (
-            ("scrape_jobs", "coalesce(x.completed_at, x.created_at)", "expired_scrape_jobs(:days) AS x"),
-            ("scrape_job_results", "x.created_at", _OF_JOBS.format(table="scrape_job_results")),
-            ("scrape_job_stats", "CAST(NULL AS timestamptz)", _OF_JOBS.format(table="scrape_job_stats")),
-            ("crawl_frontier", "CAST(NULL AS timestamptz)", _OF_JOBS.format(table="crawl_frontier")),
+            ("scrape_jobs", "coalesce(x.completed_at, x.created_at)", f"expired_scrape_jobs(:days, {_AT}) AS x"),
+            ("scrape_job_results", "x.created_at", f"scrape_job_results {_OF_JOBS}"),
+            ("scrape_job_stats", "CAST(NULL AS timestamptz)", f"scrape_job_stats {_OF_JOBS}"),
+            ("crawl_frontier", "CAST(NULL AS timestamptz)", f"crawl_frontier {_OF_JOBS}"),
         ),
     ),
     "conversations": _Removal(
         "remove_expired_conversations(:days, :max_rows)",
         (
-            ("conversations", "greatest(x.updated_at, x.ended_at)", "expired_conversations(:days) AS x"),
-            ("messages", "x.created_at", _OF_CONVERSATIONS.format(table="messages")),
-            ("conversation_metadata", "x.updated_at", _OF_CONVERSATIONS.format(table="conversation_metadata")),
+            ("conversations", "greatest(x.updated_at, x.ended_at)", f"expired_conversations(:days, {_AT}) AS x"),
+            ("messages", "x.created_at", f"messages {_OF_CONVERSATIONS}"),
+            ("conversation_metadata", "x.updated_at", f"conversation_metadata {_OF_CONVERSATIONS}"),
         ),
     ),
     "analytics": _Removal(
         "remove_expired_analytics(:days, :max_rows)",
         (
-            ("conversation_funnel", "x.created_at", "expired_conversation_funnel(:days) AS x"),
-            ("alert_history", "x.opened_at", "expired_alert_history(:days) AS x"),
-            ("storage_snapshots", "x.taken_at", "expired_storage_snapshots(:days) AS x"),
-            ("daily_job_stats", _DAY, "expired_daily_job_stats(:days) AS x"),
-            ("daily_domain_stats", _DAY, "expired_daily_domain_stats(:days) AS x"),
+            ("conversation_funnel", "x.created_at", f"expired_conversation_funnel(:days, {_AT}) AS x"),
+            ("alert_history", "x.opened_at", f"expired_alert_history(:days, {_AT}) AS x"),
+            ("storage_snapshots", "x.taken_at", f"expired_storage_snapshots(:days, {_AT}) AS x"),
+            ("daily_job_stats", _DAY, f"expired_daily_job_stats(:days, {_AT}) AS x"),
+            ("daily_domain_stats", _DAY, f"expired_daily_domain_stats(:days, {_AT}) AS x"),
         ),
     ),
 }
@@ -225,13 +227,16 @@ def check_days(policy: str, days: int | None) -> int | None:
     return days
 
 
-def preview(connection: Connection, policy: str, days: int | None = None) -> list[ExpiredRows]:
-    """What a run would remove at this moment, by table and customer.
+def preview(
+    connection: Connection, policy: str, days: int | None = None, at: datetime | None = None
+) -> list[ExpiredRows]:
+    """What a run would remove at this moment (or at another), by table and customer.
 
     Args:
         connection: as the service; one snapshot where it stands at REPEATABLE READ.
         policy: a policy that removes by age.
         days: another age than the policy's own.
+        at: the moment, with time zone: what will have expired then, as things stand now. None: the database's now.
 
     Raises:
         UnknownPolicy: there is no such policy.
@@ -252,7 +257,7 @@ def preview(connection: Connection, policy: str, days: int | None = None) -> lis
                        min({age}) AS oldest, count(*) FILTER (WHERE {removal.unprocessed}) AS unprocessed
                 FROM {source} GROUP BY 1
             """),  # noqa: S608 - constants of this module
-            {"days": days} if ":days" in source else {},
+            {"at": at, **({"days": days} if ":days" in source else {})},
         )
         found += [(table, r.customer_id, r.removed, r.bytes, r.oldest, r.unprocessed) for r in rows]
     return _named(connection, found)

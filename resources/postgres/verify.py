@@ -28,7 +28,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import ForeignKeyConstraint, text
 
-from resources.postgres.access import CLIENT, ROLES, SERVICE, statements
+from resources.postgres.access import CLIENT, ROLES, SERVICE, WORKING_TABLES, statements
 from resources.postgres.catalogue import TABLES
 from resources.postgres.models import HalfVector, metadata
 
@@ -420,12 +420,13 @@ def _around_tables(connection: Connection, runtime_role: str | None) -> Iterator
         ("SELECT", "table", "omniops_meta.alembic_version", SERVICE, True),
         *(("CREATE", "schema", schema, role, False) for schema in ("public", "omniops_meta") for role in ROLES),
         *(
-            (right, "table", "omniops_meta.crawl_workers", SERVICE, True)
+            (right, "table", f"omniops_meta.{table}", SERVICE, True)
+            for table in WORKING_TABLES
             for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
         ),
         *(
             (right, "table", table, role, False)
-            for table in ("omniops_meta.alembic_version", "omniops_meta.crawl_workers")
+            for table in ("omniops_meta.alembic_version", *(f"omniops_meta.{name}" for name in WORKING_TABLES))
             for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
             for role in ROLES
             if role != SERVICE

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from resources.services import Endpoints
 
+# Every revision there is, in order: what a migration of an empty database goes through.
+REVISIONS = ("0001", "0002", "0003")
+
 _numbers = itertools.count()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alembic import op
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy import Connection
 
 HERE = Path(__file__).parent
@@ -21,6 +24,18 @@ def run_sql_file(name: str) -> None:
     """
     text = (HERE / "sql" / name).read_text(encoding="utf-8")
     run_script(op.get_bind(), text)
+
+
+def run_functions(name: str, functions: Iterable[str]) -> None:
+    """Make functions of an earlier file again, as it has them: a downgrade brings back what an upgrade replaced."""
+    text = (HERE / "sql" / name).read_text(encoding="utf-8")
+    for function in functions:
+        found = re.search(rf"^CREATE FUNCTION public\.{function}\(.*?^\$\$;$", text, re.DOTALL | re.MULTILINE)
+        if found is None:
+            msg = f"{name} makes no function {function}"
+            raise LookupError(msg)
+        run_script(op.get_bind(), found.group())
+        run_script(op.get_bind(), f"REVOKE EXECUTE ON FUNCTION public.{function} FROM PUBLIC")
 
 
 def run_script(connection: Connection, script: str) -> None:

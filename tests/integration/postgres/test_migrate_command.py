@@ -16,6 +16,7 @@ from resources import stack
 from resources.postgres.catalogue import TABLES
 from resources.postgres.connection import connect_once
 from resources.postgres.migrate import RowsWouldBeLost, SchemaNewerThanCode, UnknownRevision
+from tests.support.databases import REVISIONS
 from tests.support.rows import make_customer
 
 if TYPE_CHECKING:
@@ -55,15 +56,15 @@ def as_json(result: Result) -> dict[str, object]:
 def test_plain_applies_and_says_what(empty_database: Database, run: Callable[..., Result]) -> None:
     result = run(empty_database)
     assert result.exit_code == 0, result.output
-    assert "applied 0001, 0002 (it stood at nothing)" in result.stdout
+    assert f"applied {', '.join(REVISIONS)} (it stood at nothing)" in result.stdout
     assert all(f"  public.{table}: " in result.stdout for table in TABLES)
     assert "cleanup_old_scrape_jobs" in result.stdout
-    assert "nothing to do, it stands at 0002" in run(empty_database).stdout
+    assert f"nothing to do, it stands at {REVISIONS[-1]}" in run(empty_database).stdout
 
 
 def test_plain_as_json(empty_database: Database, run: Callable[..., Result]) -> None:
     found = as_json(run(empty_database, "--json"))
-    assert (found["from"], found["to"], found["applied"]) == (None, "0002", ["0001", "0002"])
+    assert (found["from"], found["to"], found["applied"]) == (None, REVISIONS[-1], [*REVISIONS])
     steps = found["steps"]
     assert isinstance(steps, list)
     created = {c["name"] for s in steps for c in s["changes"] if (c["change"], c["kind"]) == ("created", "table")}
@@ -80,7 +81,7 @@ def test_a_dry_run_prints_sql_that_says_it_was_rolled_back(
     assert "CREATE TABLE public.scrape_jobs" in result.stdout
     assert "was rolled back" in result.stdout
     found = as_json(run(empty_database, "--dry-run", "--json"))
-    assert (found["would_apply"], found["loads"], found["rolled_back"]) == (["0001", "0002"], True, True)
+    assert (found["would_apply"], found["loads"], found["rolled_back"]) == ([*REVISIONS], True, True)
     assert as_json(run(empty_database, "--status", "--json"))["current"] is None
 
 
@@ -100,29 +101,30 @@ def test_verify_agrees_or_names_the_difference_and_fails(database: Database, run
 
 
 def test_verify_of_an_older_database_says_what_to_do(database: Database, run: Callable[..., Result]) -> None:
-    run(database, "--rollback")
+    run(database, "--rollback", "0001")
     result = run(database, "--verify")
     assert result.exit_code == 1
-    assert result.stdout == "revision 0002 differs: expected `0002`, found `0001`\n"
+    assert result.stdout == f"revision {REVISIONS[-1]} differs: expected `{REVISIONS[-1]}`, found `0001`\n"
 
 
 def test_status_says_where_it_stands(database: Database, run: Callable[..., Result]) -> None:
-    assert "at 0002, newest 0002, pending nothing" in run(database, "--status").stdout
-    run(database, "--rollback")
+    assert f"at {REVISIONS[-1]}, newest {REVISIONS[-1]}, pending nothing" in run(database, "--status").stdout
+    run(database, "--rollback", "0001")
     assert as_json(run(database, "--status", "--json")) == {
-        "current": "0001", "head": "0002", "pending": ["0002"], "known": True, "revisions": ["0001", "0002"],
+        "current": REVISIONS[0], "head": REVISIONS[-1], "pending": [*REVISIONS[1:]], "known": True,
+        "revisions": [*REVISIONS],
     }  # fmt: skip
 
 
 def test_going_back_over_rows_wants_yes_or_a_person(database: Database, run: Callable[..., Result]) -> None:
     with database.engine.begin() as connection:
         make_customer(connection)
-    refused = run(database, "--rollback")
+    refused = run(database, "--rollback", "0001")
     assert isinstance(refused.exception, RowsWouldBeLost)
     assert "public.messages (1 row)" in str(refused.exception)
-    done = run(database, "--rollback", "--yes")
+    done = run(database, "--rollback", "0001", "--yes")
     assert done.exit_code == 0
-    assert "undone 0002; it stands at 0001" in done.stdout
+    assert f"undone {', '.join(reversed(REVISIONS[1:]))}; it stands at 0001" in done.stdout
     assert "public.messages: dropped with 1 row" in done.stdout
 
 
@@ -141,7 +143,7 @@ def test_a_person_is_asked_with_the_tables_and_their_rows(
 
 def test_going_back_without_rows_needs_no_confirmation(database: Database, run: Callable[..., Result]) -> None:
     found = as_json(run(database, "--rollback", "base", "--json"))
-    assert (found["undone"], found["to"], found["rows_lost"]) == (["0002", "0001"], None, {})
+    assert (found["undone"], found["to"], found["rows_lost"]) == ([*reversed(REVISIONS)], None, {})
 
 
 @pytest.mark.parametrize(
