@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+# What a small managed database holds; whoever has more says so.
+DEFAULT_STORAGE_BUDGET_BYTES = 10 * 1024**3
+# Where `omniops up` serves the Dagster UI.
+DEFAULT_UI_URL = "http://127.0.0.1:3000"
+DEFAULT_ALERT_SETTLE_SECONDS = 300.0
+# Before anything was crawled with this program.
+DEFAULT_STATISTICS_FIRST_DAY = date(2025, 1, 1)
+
+
+class InvalidSetting(ValueError):
+    """A variable of the environment has a value that cannot be meant; the message is for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +44,19 @@ class Settings:
         redis_url: the ephemeral tier (`OMNIOPS_REDIS_URL`); None means the embedded Valkey.
         secret_key: keys of the customers' credentials, newest first (`OMNIOPS_SECRET_KEY`); None means the file
             `secret_key` in `home`.
+        storage_budget_bytes: what the permanent tier may take on disk (`OMNIOPS_STORAGE_BUDGET_BYTES`); 10 GiB if
+            not set. Reports and alerts measure against it; nothing is refused because of it.
+        ui_url: of the Dagster UI, for links in alerts (`OMNIOPS_UI_URL`).
+        alert_webhooks: urls that alerts are sent to, separated by spaces or commas (`OMNIOPS_ALERT_WEBHOOKS`); None:
+            they are kept in `alert_history` alone.
+        alert_webhook_secret: signs what is sent (`OMNIOPS_ALERT_WEBHOOK_SECRET`).
+        alert_allow_private: receivers may be on private addresses (`OMNIOPS_ALERT_ALLOW_PRIVATE`), for a person's
+            own machine.
+        alert_settle_seconds: an alert that comes back so soon after it was over goes on, and nobody is told twice
+            (`OMNIOPS_ALERT_SETTLE_SECONDS`).
+        statistics_first_day: the first day, in UTC, that has daily statistics (`OMNIOPS_STATISTICS_FIRST_DAY`).
+        source_url: of this project's files at a revision, for links from assets to their code, for example
+            https://git.example/omniops/blob/main (`OMNIOPS_SOURCE_URL`); None: they open the files of this machine.
     """
 
     home: Path
@@ -38,10 +64,22 @@ class Settings:
     owner_database_url: str | None
     redis_url: str | None
     secret_key: Secret | None = None
+    storage_budget_bytes: int = DEFAULT_STORAGE_BUDGET_BYTES
+    ui_url: str = DEFAULT_UI_URL
+    alert_webhooks: Secret | None = None
+    alert_webhook_secret: Secret | None = None
+    alert_allow_private: bool = False
+    alert_settle_seconds: float = DEFAULT_ALERT_SETTLE_SECONDS
+    statistics_first_day: date = DEFAULT_STATISTICS_FIRST_DAY
+    source_url: str | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read the settings; an empty variable counts as one that is not set."""
+        """Read the settings; an empty variable counts as one that is not set.
+
+        Raises:
+            InvalidSetting: a value cannot be meant.
+        """
         env = os.environ if environ is None else environ
         home = env.get("OMNIOPS_HOME") or str(PROJECT_ROOT / ".omniops")
         return cls(
@@ -50,4 +88,68 @@ class Settings:
             owner_database_url=env.get("OMNIOPS_OWNER_DATABASE_URL") or None,
             redis_url=env.get("OMNIOPS_REDIS_URL") or None,
             secret_key=Secret(env["OMNIOPS_SECRET_KEY"]) if env.get("OMNIOPS_SECRET_KEY") else None,
+            storage_budget_bytes=_bytes(env, "OMNIOPS_STORAGE_BUDGET_BYTES", DEFAULT_STORAGE_BUDGET_BYTES),
+            ui_url=env.get("OMNIOPS_UI_URL") or DEFAULT_UI_URL,
+            alert_webhooks=_secret(env, "OMNIOPS_ALERT_WEBHOOKS"),
+            alert_webhook_secret=_secret(env, "OMNIOPS_ALERT_WEBHOOK_SECRET"),
+            alert_allow_private=_yes_or_no(env, "OMNIOPS_ALERT_ALLOW_PRIVATE"),
+            alert_settle_seconds=_seconds(env, "OMNIOPS_ALERT_SETTLE_SECONDS", DEFAULT_ALERT_SETTLE_SECONDS),
+            statistics_first_day=_day(env, "OMNIOPS_STATISTICS_FIRST_DAY", DEFAULT_STATISTICS_FIRST_DAY),
+            source_url=_web_page(env, "OMNIOPS_SOURCE_URL"),
         )
+
+
+def _bytes(env: Mapping[str, str], name: str, default: int) -> int:
+    value = (env.get(name) or "").strip()
+    if not value:
+        return default
+    if not value.isascii() or not value.isdigit() or len(value) > 18 or int(value) == 0:
+        msg = f"{name} is {value!r}: it must be a number of bytes, at least 1; the default is {default}"
+        raise InvalidSetting(msg)
+    return int(value)
+
+
+def _web_page(env: Mapping[str, str], name: str) -> str | None:
+    value = (env.get(name) or "").strip().rstrip("/")
+    if value and not value.startswith(("https://", "http://")):
+        msg = f"{name} is {value[:40]!r}, but it must begin with https:// or http://"
+        raise InvalidSetting(msg)
+    return value or None
+
+
+def _secret(env: Mapping[str, str], name: str) -> Secret | None:
+    return Secret(env[name]) if env.get(name) else None
+
+
+def _yes_or_no(env: Mapping[str, str], name: str) -> bool:
+    value = (env.get(name) or "0").strip().lower()
+    if value not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        msg = f"{name} is {value[:40]!r}, but it must be 1 (yes) or 0 (no)"
+        raise InvalidSetting(msg)
+    return value in ("1", "true", "yes", "on")
+
+
+def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
+    value = env.get(name) or str(default)
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86_400:
+        msg = f"{name} is {value[:40]!r}, but it must be a number of seconds from 0 to 86400"
+        raise InvalidSetting(msg)
+    return seconds
+
+
+def _day(env: Mapping[str, str], name: str, default: date) -> date:
+    value = (env.get(name) or "").strip()
+    if not value:
+        return default
+    try:
+        day = date.fromisoformat(value)
+    except ValueError:
+        day = date.min
+    if not date(2000, 1, 1) <= day <= date(2100, 1, 1):
+        msg = f"{name} is {value[:40]!r}, but it must be a day like {default}, from 2000 on"
+        raise InvalidSetting(msg)
+    return day

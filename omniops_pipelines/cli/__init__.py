@@ -7,6 +7,7 @@ import sys
 import click
 
 from omniops_pipelines.cli.administration import doctor, env, services
+from omniops_pipelines.cli.alerts import alerts
 from omniops_pipelines.cli.catalog import catalog
 from omniops_pipelines.cli.crawl import crawl, demo
 from omniops_pipelines.cli.jobs import jobs
@@ -22,7 +23,9 @@ def cli() -> None:
     """Crawls customers' websites, keeps what it read in the right store for the right time, proves what happened."""
 
 
-for command in (crawl, demo, up, jobs, cleanup, erase, export, holds, keys, migrate, catalog, services, env, doctor):
+for command in (
+    crawl, demo, up, jobs, alerts, cleanup, erase, export, holds, keys, migrate, catalog, services, env, doctor,
+):  # fmt: skip
     cli.add_command(command)
 
 

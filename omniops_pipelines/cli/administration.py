@@ -74,6 +74,13 @@ def env() -> None:
         "OMNIOPS_OWNER_DATABASE_URL": endpoints.owner_database_url,
         "OMNIOPS_REDIS_URL": endpoints.redis_url or "",
         "OMNIOPS_DAGSTER_DATABASE_URL": dagster_database_url(endpoints.database_url),
+        "OMNIOPS_STORAGE_BUDGET_BYTES": str(settings.storage_budget_bytes),
+        # Not the webhooks' urls and their secret: whoever sees those can write there.
+        "OMNIOPS_UI_URL": settings.ui_url,
+        "OMNIOPS_ALERT_ALLOW_PRIVATE": "1" if settings.alert_allow_private else "0",
+        "OMNIOPS_ALERT_SETTLE_SECONDS": f"{settings.alert_settle_seconds:g}",
+        "OMNIOPS_STATISTICS_FIRST_DAY": settings.statistics_first_day.isoformat(),
+        "OMNIOPS_SOURCE_URL": settings.source_url or "",
     }
     for name, value in values.items():
         click.echo(f"export {name}={shlex.quote(value)}")

@@ -13,6 +13,7 @@ from resources.postgres.erasure import ErasureRefused
 from resources.postgres.jobs import JobIdTaken, UnknownJob
 from resources.postgres.secret_keys import SecretError
 from resources.services import ServiceError
+from resources.settings import InvalidSetting
 
 _EXPECTED = (
     InvalidOrder,
@@ -26,6 +27,7 @@ _EXPECTED = (
     InvalidSlug,
     NoHold,
     ErasureRefused,
+    InvalidSetting,
 )
 
 
