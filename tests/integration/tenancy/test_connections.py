@@ -102,3 +102,42 @@ def test_claims_that_a_caller_left_in_the_session_do_not_reach_the_service(engin
         connection.commit()
     with service_connection(engine=engine) as connection:
         assert tuple(connection.execute(_WHO).one()) == ("service_role", "")
+
+
+_QUEUE = (
+    "INSERT INTO scrape_jobs (job_id, customer_id, domain, job_type, config) VALUES (:id, :c, 'x', 'full_crawl', {})"
+)
+_CONFIGURE = "INSERT INTO customer_configs (customer_id, domain, settings) VALUES (:c, :id, {})"
+
+
+@pytest.mark.parametrize("allowed", ["true", '"yes"', "1"])
+@pytest.mark.parametrize(
+    ("statement", "around"),
+    [(_QUEUE, '{{"allow_private": {}}}'), (_CONFIGURE, '{{"crawl": {{"allow_private": {}}}}}')],
+)
+def test_only_the_service_may_allow_private_addresses(
+    engine: Engine, statement: str, around: str, allowed: str
+) -> None:
+    with service_connection(engine=engine) as connection:
+        customer = make_customer(connection).customer_id
+    insert = text(statement.format("CAST(:json AS jsonb)"))
+    given = {"c": customer, "id": "a", "json": around.format(allowed)}
+    with (
+        pytest.raises(ProgrammingError, match="only the service may allow private addresses"),
+        tenant_connection(customer, engine=engine) as connection,
+    ):
+        connection.execute(insert, given)
+    with tenant_connection(customer, engine=engine) as connection:
+        connection.execute(insert, {**given, "json": around.format("false")})
+    with service_connection(engine=engine) as connection:
+        connection.execute(insert, {**given, "id": "b"})
+
+
+def test_a_tenant_may_not_turn_private_addresses_on_later(engine: Engine) -> None:
+    with service_connection(engine=engine) as connection:
+        customer = make_customer(connection).customer_id
+    with (
+        pytest.raises(ProgrammingError, match="only the service may allow private addresses"),
+        tenant_connection(customer, engine=engine) as connection,
+    ):
+        connection.execute(text("""UPDATE scrape_jobs SET config = '{"allow_private": true}'"""))

@@ -42,7 +42,7 @@ _QUESTIONS: dict[str, tuple[Callable[[PersistentJobManager], object], str]] = {
     "one job": (
         lambda manager: manager.get_job_from_postgres("c7-3"),
         # Which of two keys is used does not matter; both begin with the job.
-        "scrape_jobs_job_id_customer_id_key",
+        "scrape_jobs_job_id_customer_id_key scrape_jobs_pkey",
     ),
     "a page of results": (
         lambda manager: manager.get_job_results_from_postgres("c7-3", after_url="https://shop.example/3", limit=20),
@@ -108,7 +108,7 @@ def test_the_context_is_read_once_and_the_index_is_used(
             assert "current_customer_id" not in shown
             assert "request.jwt.claims" not in shown
     used = {node.get("Index Name") for node in nodes}
-    assert index in used, used
+    assert used.intersection(index.split()), used
     assert not [n for n in nodes if n["Node Type"] == "Seq Scan" and n["Relation Name"] != "customers"]
     if question in _UNSORTED:
         assert "Sort" not in {node["Node Type"] for node in nodes}

@@ -262,7 +262,8 @@ $$;
 -- many pages they count, and for how many customers it kept what was there.
 --   A page belongs to the day of its result, a job to the day of its end (or, unfinished, of its creation).
 --   What is there is kept, for a customer and day, where it is all that is known: after rows were removed by retention
--- (frozen), or where fewer pages are left than were counted. Of two computations at once, that which started later wins.
+-- (frozen), or where fewer pages or ended jobs are left than were counted. Somebody has removed rows then, and the day
+-- is frozen too. Of two computations at once, that which started later wins.
 CREATE FUNCTION public.compute_daily_statistics(
     first_day date, last_day date, customer_ids uuid[] DEFAULT NULL)
 RETURNS TABLE (day date, customers bigint, domains bigint, pages bigint, kept bigint)
@@ -279,7 +280,8 @@ BEGIN
         SELECT (r.created_at AT TIME ZONE 'UTC')::date AS day, r.customer_id, j.domain, r.job_id, r.status,
                r.http_status, r.processing_time_ms AS ms, r.tries, r.bytes, r.changed,
                CASE WHEN r.status <> 'success' THEN
-                   left(coalesce(r.skip_reason, split_part(r.error_message, ':', 1), 'unknown'), 80) END AS reason
+                   left(coalesce(nullif(r.skip_reason, ''), nullif(split_part(r.error_message, ':', 1), ''), 'unknown'),
+                        80) END AS reason
         FROM public.scrape_job_results AS r JOIN public.scrape_jobs AS j ON j.job_id = r.job_id
         WHERE r.created_at >= v_from AND r.created_at < v_to
           AND (customer_ids IS NULL OR r.customer_id = ANY (customer_ids))
@@ -291,7 +293,9 @@ BEGIN
                count(*) FILTER (WHERE r.status = 'skipped') AS skipped,
                count(*) FILTER (WHERE r.changed) AS changed,
                count(*) FILTER (WHERE NOT r.changed OR r.reason = 'not_modified') AS unchanged,
-               coalesce(sum(greatest(r.tries - 1, 0)), 0) AS retries, coalesce(sum(r.bytes), 0) AS bytes,
+               coalesce(sum(greatest(r.tries - 1, 0)), 0) AS retries,
+               -- One absurd size shall not cost a whole year's statistics.
+               least(coalesce(sum(r.bytes), 0), 9223372036854775807)::bigint AS bytes,
                percentile_disc(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY r.ms) AS ms
         FROM results AS r GROUP BY GROUPING SETS ((r.day, r.customer_id), (r.day, r.customer_id, r.domain))
     ), reasons AS MATERIALIZED (
@@ -315,10 +319,13 @@ BEGIN
                count(*) FILTER (WHERE j.status = 'failed') AS failed,
                count(*) FILTER (WHERE j.status = 'cancelled') AS cancelled,
                count(*) FILTER (WHERE j.status IN ('queued', 'running', 'paused')) AS unfinished,
+               count(*) FILTER (WHERE j.status IN ('completed', 'failed', 'cancelled')) AS ended,
                coalesce(sum(j.active) FILTER (WHERE j.status IN ('completed', 'failed', 'cancelled')), 0) AS active
         FROM (
             SELECT (coalesce(j.completed_at, j.created_at) AT TIME ZONE 'UTC')::date AS day, j.customer_id, j.domain,
-                   j.status, public.scrape_job_active_seconds(j) AS active
+                   j.status,
+                   -- Without its end the active time is not known; until now would be another figure each time.
+                   CASE WHEN j.completed_at IS NOT NULL THEN public.scrape_job_active_seconds(j) END AS active
             FROM public.scrape_jobs AS j
             WHERE coalesce(j.completed_at, j.created_at) >= v_from AND coalesce(j.completed_at, j.created_at) < v_to
               AND (customer_ids IS NULL OR j.customer_id = ANY (customer_ids))
@@ -328,17 +335,28 @@ BEGIN
         SELECT s.day, s.customer_id
         FROM public.daily_job_stats AS s
         LEFT JOIN pages AS p ON p.whole AND p.day = s.day AND p.customer_id = s.customer_id
+        LEFT JOIN jobs AS j ON j.whole AND j.day = s.day AND j.customer_id = s.customer_id
         WHERE s.day BETWEEN first_day AND last_day
           AND (customer_ids IS NULL OR s.customer_id = ANY (customer_ids))
-          AND (s.frozen_at IS NOT NULL OR s.total_pages > coalesce(p.total, 0))
+          AND (s.frozen_at IS NOT NULL OR s.total_pages > coalesce(p.total, 0)
+               OR s.jobs_completed + s.jobs_failed + s.jobs_cancelled > coalesce(j.ended, 0))
         UNION
         SELECT s.day, s.customer_id
         FROM public.daily_domain_stats AS s
         LEFT JOIN pages AS p
             ON NOT p.whole AND p.day = s.day AND p.customer_id = s.customer_id AND p.domain = s.domain
+        LEFT JOIN jobs AS j
+            ON NOT j.whole AND j.day = s.day AND j.customer_id = s.customer_id AND j.domain = s.domain
         WHERE s.day BETWEEN first_day AND last_day
           AND (customer_ids IS NULL OR s.customer_id = ANY (customer_ids))
-          AND (s.frozen_at IS NOT NULL OR s.total_pages > coalesce(p.total, 0))
+          AND (s.frozen_at IS NOT NULL OR s.total_pages > coalesce(p.total, 0)
+               OR s.jobs_completed + s.jobs_failed + s.jobs_cancelled > coalesce(j.ended, 0))
+    ), freeze_customers AS (
+        UPDATE public.daily_job_stats AS s SET frozen_at = v_started FROM keep AS k
+        WHERE s.day = k.day AND s.customer_id = k.customer_id AND s.frozen_at IS NULL AND s.computed_at <= v_started
+    ), freeze_domains AS (
+        UPDATE public.daily_domain_stats AS s SET frozen_at = v_started FROM keep AS k
+        WHERE s.day = k.day AND s.customer_id = k.customer_id AND s.frozen_at IS NULL AND s.computed_at <= v_started
     ), facts AS MATERIALIZED (
         SELECT coalesce(p.day, j.day) AS day, coalesce(p.customer_id, j.customer_id) AS customer_id,
                coalesce(p.domain, j.domain) AS domain, coalesce(p.whole, j.whole) AS whole,
@@ -414,13 +432,10 @@ BEGIN
         UNION ALL SELECT k.day, 0, 0, 0, 1 FROM keep AS k
     ) AS u GROUP BY u.day ORDER BY u.day;
 
-    -- What was computed before and has no rows any more: a job that was unfinished then. What counts pages was kept.
+    -- What was computed before and has no rows any more: a job that was unfinished then. All else was kept above.
     DELETE FROM public.daily_domain_stats AS d
     WHERE d.day BETWEEN first_day AND last_day AND d.frozen_at IS NULL AND d.computed_at < v_started
-      AND d.total_pages = 0 AND (customer_ids IS NULL OR d.customer_id = ANY (customer_ids))
-      AND NOT EXISTS (SELECT 1 FROM public.daily_job_stats AS k
-                      WHERE k.day = d.day AND k.customer_id = d.customer_id
-                        AND k.computed_at < v_started AND k.total_pages > 0);
+      AND d.total_pages = 0 AND (customer_ids IS NULL OR d.customer_id = ANY (customer_ids));
     DELETE FROM public.daily_job_stats AS d
     WHERE d.day BETWEEN first_day AND last_day AND d.frozen_at IS NULL AND d.computed_at < v_started
       AND d.total_pages = 0 AND (customer_ids IS NULL OR d.customer_id = ANY (customer_ids));
@@ -428,10 +443,12 @@ END
 $$;
 
 -- Days whose rows changed after their statistics were computed (a job that went on after midnight, one that ended, a
--- row that came late), among the jobs that changed since the moment given. A row may become visible some time after the
--- moment that it bears, so both are looked at with ten minutes to spare; to compute a day once more changes nothing.
+-- row that came late), or that were never computed, among the jobs that changed since the moment given; and when the
+-- first of those jobs changed. Whoever goes on from there misses nothing.
+--   A row may become visible some time after the moment that it bears, so both are looked at with ten minutes to spare;
+-- to compute a day once more changes nothing.
 CREATE FUNCTION public.outdated_statistics_days(first_day date, last_day date, since timestamptz)
-RETURNS TABLE (day date)
+RETURNS TABLE (day date, touched_at timestamptz)
 LANGUAGE sql STABLE SET search_path = '' AS $$
     WITH touched AS MATERIALIZED (
         SELECT j.job_id, j.customer_id, greatest(s.updated_at, j.created_at, j.completed_at) AS at,
@@ -444,11 +461,11 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
         UNION SELECT t.created, t.customer_id, t.at FROM touched AS t
         UNION SELECT t.ended, t.customer_id, t.at FROM touched AS t WHERE t.ended IS NOT NULL
     )
-    SELECT DISTINCT c.day FROM concerned AS c
+    SELECT c.day, min(c.at) FROM concerned AS c
     LEFT JOIN public.daily_job_stats AS d ON d.day = c.day AND d.customer_id = c.customer_id
     WHERE c.day BETWEEN first_day AND last_day
       AND d.frozen_at IS NULL AND (d.computed_at IS NULL OR c.at >= d.computed_at - interval '10 minutes')
-    ORDER BY 1
+    GROUP BY c.day ORDER BY c.day
 $$;
 
 REVOKE EXECUTE ON FUNCTION
