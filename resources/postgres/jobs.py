@@ -155,6 +155,7 @@ class PersistentJobManager:
             job_id: up to 200 bytes.
             data: free-form facts to keep with the job.
             metadata: `customer_id`, `domain`, `job_type`, `config`; `job_id` too, equal to the first argument.
+                `run_id` of the Dagster run that makes the job for itself; jobs that wait for a run have none.
 
         Returns:
             The job, as `get_job` gives it.
@@ -163,34 +164,14 @@ class PersistentJobManager:
             ValueError: a field is missing or unknown.
             JobIdTaken: another job has this id.
         """
-        if metadata.get("job_id", job_id) != job_id:
-            msg = f"metadata speaks of job {metadata['job_id']!r}, but the job is {job_id!r}"
-            raise ValueError(msg)
-        if not job_id or len(job_id.encode()) > 200 or "\x00" in job_id:
-            msg = f"job id {job_id[:40]!r} cannot be used: it must have 1 to 200 bytes and no NUL"
-            raise ValueError(msg)
-        missing = [name for name in ("customer_id", "domain", "job_type") if not metadata.get(name)]
-        if missing:
-            msg = f"job {job_id} cannot be created: metadata lacks {', '.join(missing)}"
-            raise ValueError(msg)
-        if metadata["job_type"] not in JOB_TYPES:
-            msg = f"job type {metadata['job_type']!r} is unknown; the types are {', '.join(JOB_TYPES)}"
-            raise ValueError(msg)
-        row = {
-            "job_id": job_id,
-            "customer_id": str(metadata["customer_id"]),
-            "domain": metadata["domain"],
-            "job_type": metadata["job_type"],
-            "config": to_json(dict(metadata.get("config") or {})),
-            "metadata": to_json(dict(data or {})),
-        }
+        row = _job_row(job_id, data, metadata)
         with self._engine.begin() as connection:
             try:
                 made = connection.execute(
                     text("""
-                        INSERT INTO scrape_jobs (job_id, customer_id, domain, job_type, config, metadata)
+                        INSERT INTO scrape_jobs (job_id, customer_id, domain, job_type, config, metadata, run_id)
                         VALUES (:job_id, :customer_id, :domain, :job_type,
-                                CAST(:config AS jsonb), CAST(:metadata AS jsonb))
+                                CAST(:config AS jsonb), CAST(:metadata AS jsonb), :run_id)
                         ON CONFLICT (job_id) DO NOTHING
                     """),
                     row,
@@ -216,6 +197,41 @@ class PersistentJobManager:
                 raise JobIdTaken(msg)
         self._cache_job(job)
         return job
+
+    def create_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Record many new jobs as `queued`, in one transaction. Ids that there are already are left alone.
+
+        Args:
+            jobs: metadata of each as `create_job` takes it, with its `job_id`, and `data` beside.
+
+        Returns:
+            The ids that are new. A job whose customer is gone has not been made.
+
+        Raises:
+            ValueError: a field is missing or unknown; nothing is written then.
+        """
+        rows = [_job_row(job["job_id"], job.get("data"), job) for job in jobs]
+        if not rows:
+            return []
+        # In one order, whoever inserts: two callers with the same ids wait for each other and never both.
+        rows.sort(key=lambda row: str(row["job_id"]))
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        try:
+            made = self._insert_jobs(columns)
+        except IntegrityError:
+            # A customer was erased between the statement's reading and its check; the next reading leaves it out.
+            made = self._insert_jobs(columns)
+        if made:
+            with self._engine.connect() as connection:
+                found = connection.execute(
+                    text(f"""
+                        SELECT {_JOB_COLUMNS} FROM scrape_jobs AS j JOIN customers AS c ON c.id = j.customer_id
+                        WHERE j.job_id = ANY (:made)
+                    """),  # noqa: S608 - the columns are a constant
+                    {"made": made},
+                )
+                self._cache_jobs([dict(row) for row in found.mappings()])
+        return made
 
     # --- results --------------------------------------------------------------------------------------------
 
@@ -285,8 +301,17 @@ class PersistentJobManager:
         *,
         finish_reason: str | None = None,
         run_id: str | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Move a job to another status; the present one again changes nothing.
+
+        Args:
+            job_id: the job.
+            status: where to.
+            error_message: why, where there is something to say.
+            finish_reason: one of `FINISH_REASONS`.
+            run_id: of the Dagster run that has the job from now on.
+            config: the checked plan, in place of what another program had queued the job with.
 
         Raises:
             ValueError: there is no such status or finish reason.
@@ -312,7 +337,8 @@ class PersistentJobManager:
                     UPDATE scrape_jobs SET status = :status,
                         error_message = coalesce(:error_message, error_message),
                         finish_reason = coalesce(:finish_reason, finish_reason),
-                        run_id = coalesce(:run_id, run_id)
+                        run_id = coalesce(:run_id, run_id),
+                        config = coalesce(CAST(:config AS jsonb), config)
                     WHERE job_id = :job_id
                 """),
                 {
@@ -321,6 +347,7 @@ class PersistentJobManager:
                     "error_message": clean_message(error_message),
                     "finish_reason": finish_reason,
                     "run_id": run_id,
+                    "config": None if config is None else to_json(dict(config)),
                 },
             )
             job = self._read_job(connection, job_id)
@@ -472,9 +499,66 @@ class PersistentJobManager:
         )
         return None if row is None else dict(row)
 
+    def _insert_jobs(self, columns: Mapping[str, list[Any]]) -> list[str]:
+        with self._engine.begin() as connection:
+            return list(
+                connection.scalars(
+                    text("""
+                        INSERT INTO scrape_jobs (job_id, customer_id, domain, job_type, config, metadata, run_id)
+                        SELECT r.job_id, c.id, r.domain, r.job_type, CAST(r.config AS jsonb),
+                               CAST(r.metadata AS jsonb), r.run_id
+                        FROM unnest(CAST(:job_id AS text[]), CAST(:customer_id AS uuid[]), CAST(:domain AS text[]),
+                                    CAST(:job_type AS text[]), CAST(:config AS text[]), CAST(:metadata AS text[]),
+                                    CAST(:run_id AS text[]))
+                                 AS r (job_id, customer_id, domain, job_type, config, metadata, run_id)
+                        JOIN customers AS c ON c.id = r.customer_id
+                        ORDER BY r.job_id
+                        ON CONFLICT (job_id) DO NOTHING RETURNING job_id
+                    """),
+                    columns,
+                )
+            )
+
+    def _cache_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
+        values = {CRAWL_JOB.key(job["job_id"]): to_json(dict(job)) for job in jobs}
+
+        def write(redis: Redis) -> None:
+            with redis.pipeline(transaction=False) as pipeline:
+                for key, value in values.items():
+                    pipeline.set(key, value, ex=CRAWL_JOB.ttl_seconds)
+                pipeline.execute()
+
+        self._cache.attempt(write)
+
     def _cache_job(self, job: Mapping[str, Any]) -> None:
         value = to_json(dict(job))
         self._cache.attempt(lambda redis: redis.set(CRAWL_JOB.key(job["job_id"]), value, ex=CRAWL_JOB.ttl_seconds))
+
+
+def _job_row(job_id: str, data: Mapping[str, Any] | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A new job's columns, checked."""
+    if metadata.get("job_id", job_id) != job_id:
+        msg = f"metadata speaks of job {metadata['job_id']!r}, but the job is {job_id!r}"
+        raise ValueError(msg)
+    if not job_id or len(job_id.encode()) > 200 or "\x00" in job_id:
+        msg = f"job id {job_id[:40]!r} cannot be used: it must have 1 to 200 bytes and no NUL"
+        raise ValueError(msg)
+    missing = [name for name in ("customer_id", "domain", "job_type") if not metadata.get(name)]
+    if missing:
+        msg = f"job {job_id} cannot be created: metadata lacks {', '.join(missing)}"
+        raise ValueError(msg)
+    if metadata["job_type"] not in JOB_TYPES:
+        msg = f"job type {metadata['job_type']!r} is unknown; the types are {', '.join(JOB_TYPES)}"
+        raise ValueError(msg)
+    return {
+        "job_id": job_id,
+        "customer_id": str(metadata["customer_id"]),
+        "domain": metadata["domain"],
+        "job_type": metadata["job_type"],
+        "config": to_json(dict(metadata.get("config") or {})),
+        "metadata": to_json(dict(data or {})),
+        "run_id": metadata.get("run_id"),
+    }
 
 
 def _from_cached_job(job: dict[str, Any]) -> dict[str, Any]:
