@@ -6,9 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from assets.checks import CHECKS
+from assets.health import HEALTH_ASSETS
+from assets.performance import PERFORMANCE_ASSETS
+from assets.retention import RETENTION_ASSETS
 from assets.specs import asset_specs
+from assets.statistics import STATISTICS_ASSETS, STATISTICS_CHECKS
 from omniops_pipelines.jobs.crawl import JobRecord, crawl_job
+from omniops_pipelines.jobs.erasure import erase_customer_job
+from omniops_pipelines.jobs.maintenance import purge_runs
+from omniops_pipelines.jobs.refresh import refresh
+from omniops_pipelines.jobs.reports import reports
+from omniops_pipelines.jobs.retention import RETENTION_JOBS
+from omniops_pipelines.jobs.statistics import statistics_daily, statistics_job
+from omniops_pipelines.schedules import REPORTS_WEEKLY, make_schedule, schedules
 from resources.postgres.resource import PostgresResource
+from sensors import SENSORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,9 +32,12 @@ def build_defs(resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     given = dict(resources or {})
     postgres = given.setdefault("postgres", PostgresResource())
     return dg.Definitions(
-        assets=asset_specs(),
-        jobs=[crawl_job],
-        resources={"job_record": JobRecord(postgres=postgres), **given},
+        assets=[*asset_specs(), *RETENTION_ASSETS, *HEALTH_ASSETS, *STATISTICS_ASSETS, *PERFORMANCE_ASSETS],
+        asset_checks=[*CHECKS, *STATISTICS_CHECKS],
+        jobs=[crawl_job, refresh, *RETENTION_JOBS, statistics_job, reports, erase_customer_job, purge_runs],
+        schedules=[statistics_daily, *schedules(), make_schedule(REPORTS_WEEKLY)],
+        sensors=SENSORS,
+        resources={"job_record": JobRecord(database_url=postgres.database_url), **given},
     )
 
 

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 DAGSTER_URL_VARIABLE = "OMNIOPS_DAGSTER_DATABASE_URL"
 
+# Dagster writes the materialisations of a run over a range of partitions one by one, unless this says how many make a
+# batch: a year's backfill is one statement then. It concerns those events alone; every other event and log line is
+# written at once, and is in the UI at once.
+EVENT_BATCH_VARIABLE = "DAGSTER_EVENT_BATCH_SIZE"
+EVENT_BATCH_SIZE = 1_000
+# One "planned" event for each asset of a range run, and not one for each partition: 730 single writes for a year of two
+# assets. A range that fails is then not marked in the partitions' grid; it is one transaction, and its run is red.
+PLANNED_RANGES_VARIABLE = "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS"
+
 # One number for "making Dagster's tables in this database", known to every version of this code.
 _STORAGE_LOCK = 0x6F6D6E6A
 
@@ -38,6 +47,8 @@ def prepare_home(settings: Settings, endpoints: Endpoints) -> Path:
     A `DAGSTER_HOME` that is set already is somebody's own instance, and is used as it is.
     """
     os.environ[DAGSTER_URL_VARIABLE] = dagster_database_url(endpoints.database_url)
+    os.environ.setdefault(EVENT_BATCH_VARIABLE, str(EVENT_BATCH_SIZE))
+    os.environ.setdefault(PLANNED_RANGES_VARIABLE, "1")
     if os.environ.get("DAGSTER_HOME"):
         return Path(os.environ["DAGSTER_HOME"])
     home = settings.home / "dagster"

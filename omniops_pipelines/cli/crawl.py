@@ -184,7 +184,7 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
     from omniops_pipelines import progress
     from omniops_pipelines.cli.output import screen
     from omniops_pipelines.cli.progress_bar import CrawlBar
-    from omniops_pipelines.definitions import defs
+    from omniops_pipelines.jobs.crawl import crawl_alone
     from resources.run_tags import TAG_ON_INTERRUPT
 
     config = asdict(order)
@@ -197,7 +197,7 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
         max_seconds=int(order.max_seconds),
     )
     screen.print(f"Job {planned.job_id}", soft_wrap=True)
-    job = defs.resolve_job_def("crawl")
+    job = crawl_alone()
     failure: str | None = None
     run_id: str | None = None
     interrupted = False

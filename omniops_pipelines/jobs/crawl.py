@@ -9,6 +9,7 @@ Annotations are evaluated here (no `from __future__ import annotations`): Dagste
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from omniops_pipelines import progress
 from omniops_pipelines.job_summary import summarise
 from resources.crawler import crawl_order
 from resources.crawler.crawl import Crawl
-from resources.crawler.crawl_order import CrawlOrder, InvalidOrder, RefusedOrder
+from resources.crawler.crawl_order import CrawlOrder, InvalidOrder, PlannedCrawl, RefusedOrder
 from resources.crawler.plan import (
     DEFAULT_CONCURRENCY,
     DEFAULT_MAX_DEPTH,
@@ -33,6 +34,8 @@ from resources.crawler.plan import (
     CrawlPlan,
     CrawlProgress,
 )
+from resources.crawler.stored_order import plan_for_queued_job
+from resources.crawler.urls import site_of
 from resources.postgres.connection import DatabaseError, DatabaseUnreachable
 from resources.postgres.content import index_waiting_content
 from resources.postgres.customers import ensure_customer
@@ -129,22 +132,27 @@ class JobRecord(dg.ConfigurableResource[None]):
 
     Dagster hands an interruption to the code of an op, and one that arrives between two ops reaches none of ours.
     What a run has set up it also takes down, so that is where the record is looked at last.
+
+    It has the database's url and not the resource itself: for a resource inside another one Dagster calls what it has
+    deprecated, and warns of it.
     """
 
-    postgres: dg.ResourceDependency[PostgresResource]
+    database_url: str = Field(default="", description="As the resource `postgres` has it.")
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Cancel, pause or fail a job that this run had and left unfinished."""
-        run = context.instance.get_run_by_id(context.run_id) if context.instance and context.run_id else None
+        # Not `context.run_id`: Dagster's own property reads an attribute that Dagster has deprecated.
+        run = context.instance.get_run_by_id(context.run.run_id) if context.instance and context.run else None
         job_id = run.tags.get(TAG_JOB) if run else None
         if run is None or job_id is None:
             return  # it was refused, or interrupted before it had a job
+        postgres = PostgresResource(database_url=self.database_url)
         try:
-            manager = self.postgres.job_manager()
+            manager = postgres.job_manager()
             job = manager.get_job_from_postgres(job_id)
             if job is None or job["status"] not in ("queued", "running") or job["run_id"] not in (None, run.run_id):
                 return
-            if CrawlFrontier(self.postgres.engine(), job_id, job["customer_id"]).live_workers():
+            if CrawlFrontier(postgres.engine(), job_id, job["customer_id"]).live_workers():
                 return  # another run is at it
             on_interrupt = run.tags.get(TAG_ON_INTERRUPT, "cancelled")
             if on_interrupt == "paused":
@@ -172,13 +180,16 @@ def plan_crawl(
             crawl_order.check_order(order)
         crawl_order.check_database(postgres.endpoints().database_url)
         manager = postgres.job_manager()
-        planned = crawl_order.plan_crawl(order, manager)
-        if not planned.finished:
-            crawl_order.check_hosts(planned.plan)
+        planned = _plan(order, manager)
         # Before the job is written, so that the run can always be asked which job it has.
         context.instance.add_run_tags(
             context.run_id,
-            {TAG_JOB: planned.job_id, TAG_DOMAIN: planned.domain, TAG_CUSTOMER: planned.customer},
+            {
+                TAG_JOB: planned.job_id,
+                # The host that is asked, whatever a queued row calls it: the limit of runs is about that.
+                TAG_DOMAIN: site_of(planned.plan.urls[0]),
+                TAG_CUSTOMER: planned.customer,
+            },
         )
         if not planned.finished:
             _close_run_of_killed_process(context, postgres, planned.job_id)
@@ -193,9 +204,13 @@ def plan_crawl(
                         "domain": planned.domain,
                         "job_type": planned.plan.job_type,
                         "config": planned.plan.as_config(),
+                        # From its first moment, so that nobody takes it for one that waits for a run.
+                        "run_id": context.run_id,
                     },
                 )
-            manager.update_job_status(planned.job_id, "running", run_id=context.run_id)
+            # Queued by another program, perhaps in other words than the plan that is carried out now.
+            checked = planned.plan.as_config() if planned.status == "queued" else None
+            manager.update_job_status(planned.job_id, "running", run_id=context.run_id, config=checked)
     except (InvalidOrder, RefusedOrder, DatabaseError, ServiceError, JobIdTaken, InvalidJobTransition) as error:
         raise _refuse(error) from error
     if planned.finished:
@@ -209,6 +224,7 @@ def plan_crawl(
         "customer": planned.customer,
         "domain": planned.domain,
         "finished": planned.finished,
+        "allow_private": planned.plan.allow_private,
     }
 
 
@@ -225,7 +241,8 @@ def crawl_pages(
     if job is None:
         msg = f"job {job_id} was removed while its run was starting"
         raise _refuse(RuntimeError(msg))
-    plan = CrawlPlan.from_config(job["config"])
+    # A customer may write the row; what was checked is what is allowed.
+    plan = replace(CrawlPlan.from_config(job["config"]), allow_private=planned["allow_private"])
     frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
     stats = manager.get_job_stats(job_id)
     crawl = Crawl(
@@ -338,6 +355,43 @@ def complete_crawl(
 def crawl_job() -> None:
     """The main job."""
     complete_crawl(crawl_pages(plan_crawl()))
+
+
+def crawl_alone() -> dg.JobDefinition:
+    """The job with its resources and nothing else of the project: the command line needs no report and no pandas."""
+    resources = {"postgres": PostgresResource(), "job_record": JobRecord()}
+    return dg.Definitions(jobs=[crawl_job], resources=resources).resolve_job_def("crawl")
+
+
+def _plan(order: CrawlOrder, manager: PersistentJobManager) -> PlannedCrawl:
+    """The checked order, hosts included. A queued job that cannot be done as it stands fails, with the reason.
+
+    Raises:
+        InvalidOrder: the order, or what the job was queued with, is wrong.
+        RefusedOrder: the job is somebody else's or was made for other urls, or a host says no.
+    """
+    job = manager.get_job_from_postgres(order.job_id) if order.job_id else None
+    if job is None or job["status"] != "queued" or job["run_id"] or job["customer"] != order.customer:
+        planned = crawl_order.plan_crawl(order, manager)
+        if not planned.finished:
+            crawl_order.check_hosts(planned.plan)
+        return planned
+    # Another program wrote the row, and nobody has checked what it asks for.
+    try:
+        plan = plan_for_queued_job(order, job["job_type"], job["config"])
+        wanted = crawl_order.check_urls(order.urls) if order.urls else plan.urls
+        if wanted == plan.urls:
+            crawl_order.check_hosts(plan)
+    except (InvalidOrder, RefusedOrder) as error:
+        manager.fail_job(order.job_id, str(error))
+        raise
+    if wanted != plan.urls:
+        msg = (
+            f"job {order.job_id} was queued for {', '.join(plan.urls)}, not for {', '.join(order.urls)}: "
+            "leave the url out to run it, or choose another job id"
+        )
+        raise RefusedOrder(msg)
+    return PlannedCrawl(order.job_id, job["customer"], job["domain"], plan, "queued")
 
 
 def _close_run_of_killed_process(context: dg.OpExecutionContext, postgres: PostgresResource, job_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -13,11 +14,17 @@ import pytest
 from resources.services import stop
 from resources.settings import Settings
 from tests.acceptance.program import Program
+from tests.acceptance.ui import Ui, serve_ui
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from selenium.webdriver.remote.webdriver import WebDriver
+
     from tests.support.databases import Database
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,3 +59,38 @@ def embedded(database: Database, home: Path) -> Iterator[Program]:
     yield made
     made.close()
     stop(Settings(home, None, None, None), force=True)
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pictures go."""
+    folder = Path(os.environ.get("OMNIOPS_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def ui(program: Program, tmp_path: Path) -> Iterator[Ui]:
+    """`omniops up`, with this test's database."""
+    with serve_ui(program, tmp_path / "up.log") as started:
+        yield started
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[WebDriver]:
+    """Headless Chromium with a new profile."""
+    if CHROMIUM is None or CHROMEDRIVER is None:
+        pytest.skip("no chromium and chromedriver on this machine")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--disable-dev-shm-usage", "--window-size=1500,1000", f"--user-data-dir={tmp_path / 'profile'}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+    driver.set_page_load_timeout(90)
+    yield driver
+    driver.quit()

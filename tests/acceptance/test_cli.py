@@ -21,6 +21,7 @@ from tests.acceptance.program import (
     job_status,
     wait_until,
 )
+from tests.support.databases import REVISIONS
 from tests.support.site import Page
 
 if TYPE_CHECKING:
@@ -368,7 +369,7 @@ def test_a_crawl_needs_no_cache(site: Site, closed_port: int, database: Database
 def test_migrations_run_once_whoever_asks_and_however_often(empty_database: Database, home: Path) -> None:
     program = Program(empty_database.environment(home))
     both = [finish(process).expect(0) for process in [program.start("migrate", "--json") for _ in range(2)]]
-    assert sorted(len(ended.json["applied"]) for ended in both) == [0, 2]
+    assert sorted(len(ended.json["applied"]) for ended in both) == [0, len(REVISIONS)]
     assert "nothing to do" in program.run("migrate").expect(0).out
     assert empty_database.value("SELECT count(*) FROM customers") == 0
     program.close()

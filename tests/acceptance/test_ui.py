@@ -1,186 +1,24 @@
-"""`omniops up`: the Dagster UI as a data engineer uses it, by GraphQL and in a browser."""
+"""The Dagster UI as a data engineer uses it, by GraphQL and in a browser."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import shutil
-import signal
-import socket
 import time
-import urllib.request
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
-from tests.acceptance.program import Program, assert_exact, count_results, finish, job_status, wait_until
+from tests.acceptance.program import assert_exact, count_results, job_status, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from subprocess import Popen
+    from pathlib import Path
 
     from selenium.webdriver.remote.webdriver import WebDriver
 
+    from tests.acceptance.ui import Ui
     from tests.support.databases import Database
     from tests.support.site import Site
 
 pytestmark = pytest.mark.acceptance
-
-FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
-
-# Ctrl-C and a service manager's way, in turn.
-_WAYS_TO_END = itertools.cycle((signal.SIGTERM, signal.SIGINT))
-
-LAUNCH = """
-mutation ($params: ExecutionParams!) {
-  launchRun(executionParams: $params) {
-    __typename
-    ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message }
-    ... on RunConfigValidationInvalid { errors { message } }
-  }
-}
-"""
-RUN = """
-query ($id: ID!) {
-  runOrError(runId: $id) {
-    ... on Run {
-      status
-      tags { key value }
-      eventConnection(limit: 1000) { events {
-        __typename
-        ... on MessageEvent { message }
-        ... on ObservationEvent { assetKey { path } metadataEntries { label ... on IntMetadataEntry { intValue } } }
-        ... on MaterializationEvent { assetKey { path } }
-      } }
-    }
-  }
-}
-"""
-
-
-class Ui:
-    """A running `omniops up`."""
-
-    def __init__(self, process: Popen[str], port: int, log: Path) -> None:
-        self.process = process
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = log
-
-    def query(self, query: str, **variables: Any) -> Any:
-        """The data of a GraphQL query."""
-        request = urllib.request.Request(
-            f"{self.url}/graphql",
-            json.dumps({"query": query, "variables": variables}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            answer = json.load(response)
-        assert not answer.get("errors"), answer["errors"]
-        return answer["data"]
-
-    def is_ready(self) -> bool:
-        """True if it answers and has loaded our definitions."""
-        assert self.process.poll() is None, self.log.read_text()
-        with suppress(OSError):
-            found = self.query("{ workspaceOrError { ... on Workspace { locationEntries { loadStatus } } } }")
-            return found["workspaceOrError"]["locationEntries"] == [{"loadStatus": "LOADED"}]
-        return False
-
-    def launch(self, **config: Any) -> str:
-        """Launch the job; returns the run's id."""
-        params = {
-            "selector": {
-                "repositoryLocationName": "omniops",
-                "repositoryName": "__repository__",
-                "pipelineName": "crawl",
-            },
-            "runConfigData": {"ops": {"plan_crawl": {"config": config}}},
-            "mode": "default",
-        }
-        answer = self.query(LAUNCH, params=params)["launchRun"]
-        assert answer["__typename"] == "LaunchRunSuccess", answer
-        run_id: str = answer["run"]["runId"]
-        return run_id
-
-    def run(self, run_id: str) -> dict[str, Any]:
-        """The run with its events."""
-        found: dict[str, Any] = self.query(RUN, id=run_id)["runOrError"]
-        return found
-
-    def wait_for(self, run_id: str, *statuses: str, seconds: float = 120) -> dict[str, Any]:
-        """The run when it has one of these statuses (or any final one)."""
-        wait_until(lambda: self.run(run_id)["status"] in (*statuses, *FINISHED), seconds, f"the run: {statuses}")
-        return self.run(run_id)
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pictures go."""
-    folder = Path(os.environ.get("OMNIOPS_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.fixture
-def ui(program: Program, tmp_path: Path) -> Iterator[Ui]:
-    """The UI on a free port; at its end nothing of it may be left."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path / "up.log"
-    process = program.start("up", "--no-open", "--port", str(port), log=log)
-    started = Ui(process, port, log)
-    try:
-        wait_until(started.is_ready, why="the UI")
-        yield started
-    finally:
-        family = _family(process)
-        process.send_signal(next(_WAYS_TO_END))
-        assert finish(process, 60).status == 0
-    wait_until(lambda: not [p for p in family if _runs(p)], 30, f"the end of {family}")
-
-
-def _family(process: Popen[str]) -> list[psutil.Process]:
-    """A process and all that descends from it."""
-    try:
-        me = psutil.Process(process.pid)
-        return [me, *me.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[WebDriver]:
-    """Headless Chromium with a new profile."""
-    if CHROMIUM is None or CHROMEDRIVER is None:
-        pytest.skip("no chromium and chromedriver on this machine")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--disable-dev-shm-usage", "--window-size=1500,1000", f"--user-data-dir={tmp_path / 'profile'}",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    driver.set_page_load_timeout(90)
-    yield driver
-    driver.quit()
 
 
 def test_a_crawl_launched_in_the_ui_runs_reports_and_is_cancelled_cleanly(

@@ -87,8 +87,12 @@ class Site:
 
 
 @contextmanager
-def serve_site() -> Iterator[Site]:
-    """Serve a site, in a thread, until the block ends."""
+def serve_site(*more_hosts: str) -> Iterator[Site]:
+    """Serve a site, in a thread, until the block ends.
+
+    Args:
+        more_hosts: addresses beside 127.0.0.1, on the same port: `127.0.0.2` is another host to a crawler.
+    """
     site = Site()
     ready = threading.Event()
     loop = asyncio.new_event_loop()
@@ -101,6 +105,8 @@ def serve_site() -> Iterator[Site]:
         tcp = web.TCPSite(runner, "127.0.0.1", 0)
         await tcp.start()
         site.port = runner.addresses[0][1]
+        for host in more_hosts:
+            await web.TCPSite(runner, host, site.port).start()
         return runner
 
     def work() -> None:

@@ -1,0 +1,175 @@
+"""What Dagster's daemon does by itself: queued jobs become runs, a backfill is one run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from tests.acceptance.program import wait_until
+from tests.acceptance.ui import serve_ui
+from tests.support.site import serve_site
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.acceptance.program import Program
+    from tests.acceptance.ui import Ui
+    from tests.support.databases import Database
+
+pytestmark = pytest.mark.acceptance
+
+# A run for a website waits for the one before, so the jobs are about several.
+HOSTS = tuple(f"127.0.0.{n}" for n in range(1, 9))
+
+BACKFILL = """
+mutation ($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}
+"""
+BACKFILL_STATUS = """
+query ($id: String!) {
+  partitionBackfillOrError(backfillId: $id) {
+    ... on PartitionBackfill { status error { message } runs(limit: 10) { id status } }
+  }
+}
+"""
+MATERIALISED = """
+query ($key: AssetKeyInput!) {
+  assetNodeOrError(assetKey: $key) {
+    ... on AssetNode { assetPartitionStatuses { ... on TimePartitionStatuses { ranges { startKey endKey status } } } }
+  }
+}
+"""
+
+
+def queue(database: Database, job_id: str, config: dict[str, Any], domain: str = "127.0.0.1") -> None:
+    """What another program does to have something crawled."""
+    with database.engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO customers (name, slug) VALUES ('Acme', 'acme') ON CONFLICT DO NOTHING"),
+        )
+        connection.execute(
+            text("""INSERT INTO scrape_jobs (job_id, customer_id, domain, job_type, config)
+                    SELECT :job, id, :domain, 'single_page', CAST(:config AS jsonb) FROM customers
+                    WHERE slug = 'acme'"""),
+            {"job": job_id, "domain": domain, "config": json.dumps(config)},
+        )
+
+
+def statuses(database: Database) -> Counter[object]:
+    """Jobs by status."""
+    return Counter({row["status"]: row["n"] for row in database.rows(
+        "SELECT status, count(*) AS n FROM scrape_jobs GROUP BY status")})  # type: ignore[misc]  # fmt: skip
+
+
+@pytest.mark.timeout(900)
+def test_fifty_queued_rows_become_fifty_jobs_exactly_once_though_the_daemon_is_killed(
+    program: Program, database: Database, tmp_path: Path
+) -> None:
+    with serve_site(*HOSTS[1:]) as site:
+        urls = {}
+        for n in range(50):
+            site.add(f"/page{n}")
+            urls[f"job-{n}"] = f"http://{HOSTS[n % len(HOSTS)]}:{site.port}/page{n}"
+        for job_id, url in urls.items():
+            queue(database, job_id, {"urls": [url], "allow_private": True})
+        bad = {
+            "bad-type": {"urls": "http://127.0.0.1/"},
+            "bad-number": {"urls": ["http://127.0.0.1/"], "max_pages": -1},
+            "bad-address": {"urls": ["http://127.0.0.1:1/"]},
+        }
+        for job_id, config in bad.items():
+            queue(database, job_id, config)
+
+        with serve_ui(program, tmp_path / "first.log") as ui:
+            wait_until(lambda: statuses(database)["completed"] >= 8, 300, "the first jobs")
+            ui.kill()
+        before = statuses(database)
+        assert 8 <= before["completed"] < 50, before
+
+        with serve_ui(program, tmp_path / "second.log"):
+            wait_until(lambda: statuses(database)["completed"] >= 50, 600, "all jobs")
+            wait_until(lambda: statuses(database) == {"completed": 50, "failed": 3}, 60, "the bad ones")
+            # Time for whatever would be started a second time.
+            ticks = "SELECT count(*) FROM dagster.job_ticks"
+            seen = database.value(ticks)
+            wait_until(lambda: database.value(ticks) != seen, 60, "another tick")
+
+    results = {(row["job_id"], row["url"]) for row in database.rows("SELECT job_id, url FROM scrape_job_results")}
+    assert results == set(urls.items())
+    assert database.value("SELECT count(*) FROM scrape_job_results") == 50
+    succeeded = database.rows("""
+        SELECT t.value AS job_id, count(*) AS runs FROM dagster.runs AS r
+        JOIN dagster.run_tags AS t ON t.run_id = r.run_id AND t.key = 'omniops/job_id'
+        WHERE r.status = 'SUCCESS' GROUP BY t.value HAVING count(*) > 1""")
+    assert succeeded == []
+    reasons = {
+        row["job_id"]: str(row["error_message"])
+        for row in database.rows("SELECT job_id, error_message FROM scrape_jobs WHERE status = 'failed'")
+    }
+    assert set(reasons) == set(bad)
+    assert "must be a list" in reasons["bad-type"]
+    assert "max_pages is -1" in reasons["bad-number"]
+    assert "private" in reasons["bad-address"]
+
+
+def test_a_backfill_of_ninety_days_is_one_run_and_equals_sql(ui: Ui, database: Database) -> None:
+    today = datetime.now(UTC).date()
+    days = [(today - timedelta(days=n)).isoformat() for n in range(90, 0, -1)]
+    with database.engine.begin() as connection:
+        connection.execute(text("INSERT INTO customers (name, slug) VALUES ('Acme', 'acme'), ('Bits', 'bits')"))
+        connection.execute(
+            text("""
+                INSERT INTO scrape_jobs (job_id, customer_id, domain, job_type, status, created_at, started_at,
+                                         completed_at)
+                SELECT c.slug || '-' || d, c.id, c.slug || '.example', 'full_crawl', 'completed',
+                       t.at, t.at, t.at + interval '1 hour'
+                FROM customers AS c CROSS JOIN generate_series(1, 90) AS d
+                CROSS JOIN LATERAL (
+                    SELECT (current_date - d)::timestamp AT TIME ZONE 'UTC' + interval '9 hours' AS at) AS t
+            """)
+        )
+        connection.execute(
+            text("""
+                INSERT INTO scrape_job_results (job_id, customer_id, url, status, processing_time_ms, bytes, tries,
+                                                http_status, created_at)
+                SELECT j.job_id, j.customer_id, 'https://shop.example/' || n,
+                       CASE WHEN n % 5 = 0 THEN 'failed' ELSE 'success' END, n, 100, 1, 200, j.created_at
+                FROM scrape_jobs AS j CROSS JOIN generate_series(1, 20) AS n
+            """)
+        )
+    params = {
+        "assetSelection": [{"path": ["daily_job_stats"]}, {"path": ["daily_domain_stats"]}],
+        "partitionNames": days,
+    }
+    answer = ui.query(BACKFILL, params=params)["launchPartitionBackfill"]
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+
+    def state() -> dict[str, Any]:
+        found: dict[str, Any] = ui.query(BACKFILL_STATUS, id=answer["backfillId"])["partitionBackfillOrError"]
+        return found
+
+    wait_until(lambda: state()["status"] in ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED"), 180, "the backfill")
+    ended = state()
+    assert ended["status"] == "COMPLETED_SUCCESS", ended
+    assert [run["status"] for run in ended["runs"]] == ["SUCCESS"]
+    for asset in ("daily_job_stats", "daily_domain_stats"):
+        found = ui.query(MATERIALISED, key={"path": [asset]})["assetNodeOrError"]["assetPartitionStatuses"]
+        assert found["ranges"] == [{"startKey": days[0], "endKey": days[-1], "status": "MATERIALIZED"}]
+    wanted = """
+        SELECT (r.created_at AT TIME ZONE 'UTC')::date AS day, r.customer_id, count(*) AS total_pages,
+               count(*) FILTER (WHERE r.status = 'failed') AS failed_pages,
+               percentile_disc(0.95) WITHIN GROUP (ORDER BY r.processing_time_ms) AS p95_ms
+        FROM scrape_job_results AS r GROUP BY 1, 2 ORDER BY 1, 2"""
+    kept = "SELECT day, customer_id, total_pages, failed_pages, p95_ms FROM daily_job_stats ORDER BY day, customer_id"
+    assert database.rows(kept) == database.rows(wanted)
+    assert database.value("SELECT count(*) FROM daily_domain_stats") == 180
