@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from tests.support.site import serve_site
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from selenium.webdriver.remote.webdriver import WebDriver
 
     from tests.acceptance.program import Program
     from tests.acceptance.ui import Ui
@@ -122,7 +125,9 @@ def test_fifty_queued_rows_become_fifty_jobs_exactly_once_though_the_daemon_is_k
     assert "private" in reasons["bad-address"]
 
 
-def test_a_backfill_of_ninety_days_is_one_run_and_equals_sql(ui: Ui, database: Database) -> None:
+def test_a_backfill_of_ninety_days_is_one_run_equals_sql_and_is_seen(
+    ui: Ui, database: Database, browser_if_any: WebDriver | None, screenshots: Path
+) -> None:
     today = datetime.now(UTC).date()
     days = [(today - timedelta(days=n)).isoformat() for n in range(90, 0, -1)]
     with database.engine.begin() as connection:
@@ -173,3 +178,25 @@ def test_a_backfill_of_ninety_days_is_one_run_and_equals_sql(ui: Ui, database: D
     kept = "SELECT day, customer_id, total_pages, failed_pages, p95_ms FROM daily_job_stats ORDER BY day, customer_id"
     assert database.rows(kept) == database.rows(wanted)
     assert database.value("SELECT count(*) FROM daily_domain_stats") == 180
+    if browser_if_any is not None:
+        look_at_the_assets(ui, browser_if_any, screenshots)
+
+
+def look_at_the_assets(ui: Ui, browser: WebDriver, screenshots: Path) -> None:
+    """The plots on the asset's page, and the lineage as one graph."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    waiting = WebDriverWait(browser, 90)
+    browser.get(f"{ui.url}/assets/daily_job_stats?view=overview")
+    plots = 'img[src^="data:image/svg+xml"]'
+    waiting.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, plots)) >= 2)
+    for image in browser.find_elements(By.CSS_SELECTOR, plots):
+        width = "return arguments[0].naturalWidth"
+        waiting.until(lambda b, image=image: b.execute_script(width, image) > 100)
+    browser.execute_script("arguments[0].scrollIntoView()", browser.find_element(By.CSS_SELECTOR, plots))
+    browser.save_screenshot(str(screenshots / "statistics.png"))
+    browser.get(f"{ui.url}/asset-groups")
+    waiting.until(lambda b: "statistics" in b.find_element(By.TAG_NAME, "body").text)
+    time.sleep(1.0)  # the picture is for people: let the animation end
+    browser.save_screenshot(str(screenshots / "lineage.png"))
