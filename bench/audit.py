@@ -27,7 +27,7 @@ from sqlalchemy.engine import make_url
 from resources.postgres.connection import dispose_engines, engine_for
 from resources.postgres.jobs import PersistentJobManager
 from resources.postgres.migrate import migrate
-from resources.redis import BestEffortRedis
+from resources.redis import RedisWithFallback
 from resources.services import acquire
 from resources.settings import Settings
 
@@ -69,8 +69,8 @@ class Bench:
     def __init__(self, endpoints: Endpoints) -> None:
         self.endpoints = endpoints
         engine = engine_for(endpoints.database_url)
-        self.cached = PersistentJobManager(engine, BestEffortRedis(endpoints.redis_url))
-        self.uncached = PersistentJobManager(engine, BestEffortRedis(None))
+        self.cached = PersistentJobManager(engine, RedisWithFallback(endpoints.redis_url))
+        self.uncached = PersistentJobManager(engine, None)
         self.admin = make_url(endpoints.database_url).set(username="postgres").render_as_string(hide_password=False)
         self._jobs = 0
         with psycopg.connect(self.admin, autocommit=True) as c:

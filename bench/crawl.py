@@ -36,7 +36,7 @@ from bench.measure import Measured
 from bench.site import requests_per_second, serving
 from resources.postgres.jobs import MAX_CACHED_RESULTS
 from resources.postgres.migrate import migrate
-from resources.redis import CRAWL_RESULTS
+from resources.redis.keys import CRAWL_RESULTS
 from resources.services import acquire
 from resources.services.layout import Layout
 from resources.settings import Settings
@@ -128,7 +128,7 @@ class Bench:
             return None, f"{contender} failed: {done.stderr.strip()[-800:] or 'it printed nothing'}"
         measured = Measured.read(lines[-1])
         measured.contender = contender
-        return measured, self._fault(measured, text="--text" in options)
+        return measured, self._fault(measured, text="--text" in options, cache="--no-cache" not in options)
 
     def _empty_stores(self) -> None:
         """Every run inserts into empty tables, and pays for no checkpoint of the one before."""
@@ -138,7 +138,7 @@ class Bench:
         with Redis.from_url(self._redis_url) as redis:
             redis.flushdb()
 
-    def _fault(self, measured: Measured, *, text: bool) -> str | None:
+    def _fault(self, measured: Measured, *, text: bool, cache: bool) -> str | None:
         """What the stores hold must be the site, once."""
         counts: dict[str, int] = {"pages reported": measured.pages}
         expected: dict[str, int] = {"pages reported": self.pages}
@@ -157,10 +157,10 @@ class Bench:
                 queries["urls done"] = "SELECT count(*) FROM crawl_frontier WHERE done"
                 queries["urls known"] = "SELECT count(*) FROM crawl_frontier"
                 expected |= {"urls done": self.pages, "urls known": self.pages}
-                expected["results in Valkey"] = min(self.pages, MAX_CACHED_RESULTS)
+                expected["results in Valkey"] = min(self.pages, MAX_CACHED_RESULTS) if cache else 0
                 with Redis.from_url(self._redis_url) as redis:
                     batches = redis.lrange(CRAWL_RESULTS.key(measured.job_id), 0, -1)
-                    counts["results in Valkey"] = sum(len(json.loads(batch)) for batch in batches)  # type: ignore[union-attr]
+                    counts["results in Valkey"] = sum(len(CRAWL_RESULTS.decode(batch)) for batch in batches)  # type: ignore[union-attr]
             with psycopg.connect(self._admin_url) as connection:
                 for name, query in queries.items():
                     row = connection.execute(query, {"job": measured.job_id}).fetchone()  # type: ignore[call-overload]

@@ -24,7 +24,6 @@ from resources.postgres.connection import connect_once, dispose_engines, driver_
 from resources.postgres.jobs import PersistentJobManager
 from resources.postgres.migrate import migrate
 from resources.postgres.tenancy import service_connection, tenant_connection
-from resources.redis import BestEffortRedis
 from resources.services import acquire
 from resources.settings import Settings
 
@@ -103,7 +102,7 @@ def _statement(engine: Engine, ask: Callable[[PersistentJobManager], object]) ->
 
     event.listen(engine, "before_cursor_execute", note)
     try:
-        ask(PersistentJobManager(engine, BestEffortRedis(None)))
+        ask(PersistentJobManager(engine, None))
     finally:
         event.remove(engine, "before_cursor_execute", note)
     return sent[-1]

@@ -21,6 +21,7 @@ from omniops_pipelines.jobs.retention import RETENTION_JOBS
 from omniops_pipelines.jobs.statistics import statistics_daily, statistics_job
 from omniops_pipelines.schedules import REPORTS_WEEKLY, make_schedule, schedules
 from resources.postgres.resource import PostgresResource
+from resources.redis.resource import RedisResource
 from sensors import SENSORS
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def build_defs(resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     """The project's definitions; tests and tools may put other resources in."""
     given = dict(resources or {})
     postgres = given.setdefault("postgres", PostgresResource())
+    given.setdefault("redis", RedisResource())
     return dg.Definitions(
         assets=[*asset_specs(), *RETENTION_ASSETS, *HEALTH_ASSETS, *STATISTICS_ASSETS, *PERFORMANCE_ASSETS],
         asset_checks=[*CHECKS, *STATISTICS_CHECKS],

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from redis import Redis
-from redis.exceptions import RedisError
 from sqlalchemy import text
 
 from resources import stack
 from resources.postgres.connection import DatabaseError, connect_once, redact
 from resources.postgres.migrate import DAGSTER_SCHEMA, migration_state
+from resources.redis import RedisWithFallback
+from resources.redis.connections import InvalidRedisUrl
+from resources.redis.fallback import FAILURES, State
+from resources.redis.keys import CRON
 from resources.services import ServiceError
 from resources.settings import Settings
 
@@ -105,12 +108,32 @@ def _redis(url: str | None, *, embedded: bool) -> Finding:
     if url is None:
         return Finding("redis", True, "not used")
     try:
-        client = Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
+        client = RedisWithFallback(url)
+    except InvalidRedisUrl as error:
+        return Finding("redis", False, where, str(error))
+    try:
+        # As the pipelines do: a write that Redis takes, or that this process's memory takes in its place.
+        key = CRON.key("doctor")
+        client.delete(key)
+        client.set(key, CRON.encode({"asked_at": datetime.now(UTC)}), ex=60)
+        state = client.snapshot()
+        if client.fallback.state is State.OPEN:
+            what = "check OMNIOPS_REDIS_URL; crawls go on without a cache"
+            return Finding("redis", False, f"{where}: away ({state.reason})", what)
+        plain = client.fallback.connect()
         try:
-            info: dict[str, Any] = client.info("server")
+            info: dict[str, Any] = plain.info()
         finally:
-            client.close()
-    except (RedisError, OSError) as error:
-        return Finding("redis", False, f"{where}: {error}", "check OMNIOPS_REDIS_URL; crawls go on without a cache")
-    found = info.get("valkey_version") or info.get("redis_version")
-    return Finding("redis", True, f"{info.get('server_name', 'redis')} {found} ({where})")
+            plain.close()
+    except FAILURES as error:
+        what = "check OMNIOPS_REDIS_URL; crawls go on without a cache"
+        return Finding("redis", False, f"{where}: {error}", what)
+    finally:
+        client.close()
+    name = f"{info.get('server_name', 'redis')} {info.get('valkey_version') or info.get('redis_version')} ({where})"
+    used, most = info.get("used_memory", 0) / 2**20, info.get("maxmemory", 0) / 2**20
+    memory = f"{used:.0f} MB of {most:.0f} MB used" if most else f"{used:.0f} MB used, no limit"
+    if state.state != "closed":
+        what = "give it more memory or maxmemory-policy allkeys-lru; on a replica, use the primary's address"
+        return Finding("redis", False, f"{name}, {state.state}: {state.reason}; {memory}", what)
+    return Finding("redis", True, f"{name}, {state.state}, {memory}")

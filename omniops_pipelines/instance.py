@@ -25,8 +25,8 @@ DAGSTER_URL_VARIABLE = "OMNIOPS_DAGSTER_DATABASE_URL"
 # written at once, and is in the UI at once.
 EVENT_BATCH_VARIABLE = "DAGSTER_EVENT_BATCH_SIZE"
 EVENT_BATCH_SIZE = 1_000
-# One "planned" event for each asset of a range run, and not one for each partition: 730 single writes for a year of two
-# assets. A range that fails is then not marked in the partitions' grid; it is one transaction, and its run is red.
+# One "planned" event for each asset of a range run, and not one for each partition: 730 single writes for a year of
+# two assets. A range that fails is then not marked in the partitions' grid; it is one transaction, its run is red.
 PLANNED_RANGES_VARIABLE = "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS"
 
 # One number for "making Dagster's tables in this database", known to every version of this code.

@@ -7,10 +7,10 @@ servers) stand below Dagster and the command line, and are used by programs that
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resources.secret import Secret
 
@@ -153,3 +153,115 @@ def _day(env: Mapping[str, str], name: str, default: date) -> date:
         msg = f"{name} is {value[:40]!r}, but it must be a day like {default}, from 2000 on"
         raise InvalidSetting(msg)
     return day
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """How the message queue leases, tries again and waits. Each has its variable, `OMNIOPS_QUEUE_` and its name.
+
+    Attributes:
+        lease_seconds: a handler that died gives its message back after that; a living one renews at a third of it.
+        max_tries: a message is given up when so many tries have failed, or died.
+        backoff_seconds: before the second try; doubled for each further one, less a random part of up to a half.
+        max_backoff_seconds: the longest of these.
+        max_handling_seconds: a lease is not renewed beyond that, so that a handler that hangs ends as a dead one.
+        poll_seconds: a worker looks for messages at least so often, whether or not it was woken.
+        notify: whether `enqueue` wakes workers (after its commit).
+        reconnect_seconds: how long a lost database is tried again, before that is an error.
+    """
+
+    lease_seconds: float = 30.0
+    max_tries: int = 5
+    backoff_seconds: float = 1.0
+    max_backoff_seconds: float = 300.0
+    max_handling_seconds: float = 3600.0
+    poll_seconds: float = 1.0
+    notify: bool = True
+    reconnect_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            InvalidSetting: a value is out of its range.
+        """
+        for name, (least, most) in _QUEUE_RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                msg = f"queue setting {name} is {value!r}, and must be a number from {least:g} to {most:g}"
+                raise InvalidSetting(msg)
+        if not isinstance(self.max_tries, int):
+            msg = f"queue setting max_tries is {self.max_tries!r}, and must be a whole number"
+            raise InvalidSetting(msg)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> QueueSettings:
+        """Read the settings; an empty variable counts as one that is not set.
+
+        Raises:
+            InvalidSetting: a variable's value is no number, no yes or no, or out of range.
+        """
+        env = os.environ if environ is None else environ
+        found: dict[str, Any] = {}
+        for field in fields(cls):
+            variable = f"OMNIOPS_QUEUE_{field.name.upper()}"
+            given = env.get(variable, "").strip()
+            if not given:
+                continue
+            kind: type[Any] = type(field.default)
+            try:
+                found[field.name] = _YES_NO[given.lower()] if kind is bool else kind(given)
+            except (ValueError, KeyError):
+                wanted = {bool: "yes or no", int: "a whole number"}.get(kind, "a number")
+                msg = f"{variable} is {given!r}, and must be {wanted}"
+                raise InvalidSetting(msg) from None
+        return cls(**found)
+
+
+_YES_NO = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_QUEUE_RANGES = {
+    "lease_seconds": (0.1, 86_400.0),
+    "max_tries": (1, 1_000),
+    "backoff_seconds": (0.0, 86_400.0),
+    "max_backoff_seconds": (0.0, 86_400.0),
+    "max_handling_seconds": (0.1, 604_800.0),
+    "poll_seconds": (0.01, 3_600.0),
+    "reconnect_seconds": (0.0, 3_600.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """What the ephemeral tier leaves to choose.
+
+    Attributes:
+        search_cache_seconds: how long search results are cached (`OMNIOPS_SEARCH_CACHE_SECONDS`), 1 to 86,400.
+        rate_limit_shares: how many processes may be at one domain (`OMNIOPS_RATE_LIMIT_SHARES`): without Redis each
+            has so large a part of the domain's limit; 1 to 1,000.
+    """
+
+    search_cache_seconds: int = 300
+    rate_limit_shares: int = 4
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> CacheSettings:
+        """Read the settings; an empty variable counts as one that is not set.
+
+        Raises:
+            InvalidSetting: a variable's value is no whole number, or out of range.
+        """
+        env = os.environ if environ is None else environ
+        found: dict[str, int] = {}
+        for name, (least, most) in _CACHE_RANGES.items():
+            variable = f"OMNIOPS_{name.upper()}"
+            given = env.get(variable, "").strip()
+            if not given:
+                continue
+            if not given.isascii() or not given.isdigit() or not least <= int(given) <= most:
+                msg = f"{variable} is {given!r}, and must be a whole number from {least:,} to {most:,}"
+                raise InvalidSetting(msg)
+            found[name] = int(given)
+        return cls(**found)
+
+
+_CACHE_RANGES = {"search_cache_seconds": (1, 86_400), "rate_limit_shares": (1, 1_000)}

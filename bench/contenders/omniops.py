@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("--text", action="store_true", help="keep the pages' texts, full-text indexed")
     parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--no-cache", action="store_true", help="copy no results to Valkey")
     options = parser.parse_args()
     plan = CrawlPlan(
         urls=(options.url,),
@@ -46,7 +47,8 @@ def main() -> None:
 
     def on_committed(finished: Sequence[FinishedUrl]) -> None:
         nonlocal committed, batches
-        copy(finished)
+        if not options.no_cache:
+            copy(finished)
         committed += len(finished)
         batches += 1
         measure.page_count(committed)

@@ -13,6 +13,7 @@ from omniops_pipelines.cli.crawl import crawl, demo
 from omniops_pipelines.cli.jobs import jobs
 from omniops_pipelines.cli.keys import keys
 from omniops_pipelines.cli.migrate import migrate
+from omniops_pipelines.cli.queue import queue
 from omniops_pipelines.cli.retention import cleanup, erase, export, holds
 from omniops_pipelines.cli.up import up
 
@@ -24,7 +25,8 @@ def cli() -> None:
 
 
 for command in (
-    crawl, demo, up, jobs, alerts, cleanup, erase, export, holds, keys, migrate, catalog, services, env, doctor,
+    crawl, demo, up, jobs, queue, alerts, cleanup, erase, export, holds, keys, migrate, catalog, services, env,
+    doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

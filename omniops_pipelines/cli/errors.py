@@ -11,6 +11,7 @@ from resources.postgres.customer_rows import UnknownCustomer
 from resources.postgres.customers import InvalidSlug
 from resources.postgres.erasure import ErasureRefused
 from resources.postgres.jobs import JobIdTaken, UnknownJob
+from resources.postgres.queue_admin import QueueRefused, UnknownMessage
 from resources.postgres.secret_keys import SecretError
 from resources.services import ServiceError
 from resources.settings import InvalidSetting
@@ -27,6 +28,8 @@ _EXPECTED = (
     InvalidSlug,
     NoHold,
     ErasureRefused,
+    QueueRefused,
+    UnknownMessage,
     InvalidSetting,
 )
 

@@ -337,7 +337,8 @@ def complete_crawl(
             )
         )
     figures = {name: value for name, value in summary.items() if value is not None}
-    context.add_output_metadata({**figures, "phases": crawled.get("phases") or {}})
+    redis = manager.cache.snapshot().as_dict() if manager.cache is not None else {}
+    context.add_output_metadata({**figures, "phases": crawled.get("phases") or {}, "redis": redis})
     if job["status"] == "failed":
         raise dg.Failure(
             description=f"job {job_id} failed: {job['error_message']}", metadata=figures, allow_retries=False

@@ -17,7 +17,7 @@ from resources.postgres.customer_rows import UnknownCustomer
 from resources.postgres.customers import InvalidSlug, check_slug
 from resources.postgres.erasure import ErasureRefused, erase_customer, preview_erasure
 from resources.postgres.resource import PostgresResource
-from resources.redis import BestEffortRedis
+from resources.redis import RedisWithFallback
 from resources.services import ServiceError
 from resources.settings import Settings
 
@@ -68,7 +68,7 @@ def erase_everything(
     return {"entry": result.entry, "customer_id": str(result.customer_id), "rows": result.rows}
 
 
-def _cache(postgres: PostgresResource) -> BestEffortRedis:
+def _cache(postgres: PostgresResource) -> RedisWithFallback:
     """The ephemeral tier beside this database."""
     settings = Settings.from_environment()
     return stack.cache(replace(settings, database_url=postgres.database_url or settings.database_url))

@@ -29,6 +29,7 @@ from resources.postgres.customer_rows import (
     customer_id_of,
 )
 from resources.postgres.customers import find_customer
+from resources.redis.fallback import State
 from resources.redis.keys import KEY_PATTERNS
 
 if TYPE_CHECKING:
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from redis import Redis
     from sqlalchemy import Connection, Engine
 
-    from resources.redis import BestEffortRedis
+    from resources.redis.client import RedisWithFallback
 
 BATCH_ROWS: Final = 5_000
 _LOCK_TIMEOUT: Final = "5s"
@@ -113,7 +113,7 @@ def erase_customer(
     engine: Engine,
     slug: str,
     *,
-    cache: BestEffortRedis | None,
+    cache: RedisWithFallback | None,
     actor: str = PROGRAM,
     batch_rows: int = BATCH_ROWS,
     on_batch: Callable[[str, int], None] | None = None,
@@ -151,7 +151,7 @@ class _Erasure:
         engine: Engine,
         slug: str,
         customer_id: UUID,
-        cache: BestEffortRedis | None,
+        cache: RedisWithFallback | None,
         actor: str,
         batch_rows: int,
         on_batch: Callable[[str, int], None] | None,
@@ -285,6 +285,8 @@ class _Erasure:
                 {"id": entry},
             )
         self._forget(jobs)
+        if self._cache is not None and not self._cache.forget_tenant(self._customer_id):
+            self._cache_reached = False
         return True
 
     def _log_refusal(self, refusal: ErasureRefused) -> None:
@@ -335,15 +337,9 @@ class _Erasure:
         keys = [pattern.key(job) for job in jobs for pattern in JOB_KEYS]
         if not keys or self._cache is None:
             return
-
-        def delete(redis: Redis) -> int:
-            with redis.pipeline(transaction=False) as pipeline:
-                for start in range(0, len(keys), 500):
-                    pipeline.unlink(*keys[start : start + 500])
-                pipeline.execute()
-            return len(keys)
-
-        if self._cache.attempt(delete) is None:
+        for start in range(0, len(keys), 500):
+            self._cache.delete(*keys[start : start + 500])
+        if self._cache.fallback.state is not State.CLOSED:
             self._cache_reached = False
 
     def _with_retries(self, step: Callable[[], Any]) -> Any:

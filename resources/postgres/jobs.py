@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,15 +19,20 @@ from resources.postgres.job_status import (
     RESULT_STATUSES,
     STATUSES,
     TRANSITIONS,
+    UNFINISHED,
     InvalidJobTransition,
 )
-from resources.redis import CRAWL_JOB, CRAWL_RESULTS, BestEffortRedis
+from resources.redis.cache import ReadThroughCache
+from resources.redis.keys import CRAWL_JOB, CRAWL_RESULTS, ValueTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from redis import Redis
     from sqlalchemy import Connection, Engine
+
+    from resources.redis.client import RedisWithFallback
+
+logger = logging.getLogger(__name__)
 
 # A message is for a person: what exceeds this says nothing more. The head and the tail are kept.
 MAX_ERROR_MESSAGE = 4_000
@@ -35,6 +41,13 @@ MAX_ERROR_MESSAGE = 4_000
 # is under way, Postgres has all of it.
 MAX_CACHED_TEXT = 32_000
 MAX_CACHED_RESULTS = 10_000
+# Results in one value: with texts of the greatest length some megabytes, before they are compressed.
+_RESULTS_IN_A_VALUE = 100
+_VALUES_AT_ONCE = 10
+
+# A cached job that has ended does not change any more. Another one may be old: whoever changed it may have died
+# before Redis could be told. So it is believed for so long.
+CHANGING_JOB_SECONDS = 5.0
 
 
 # NUL cannot be kept, and the two separators are used between values.
@@ -139,12 +152,16 @@ class PersistentJobManager:
 
     Args:
         engine: the permanent tier.
-        cache: the ephemeral tier; it may be away.
+        cache: the ephemeral tier, which may be away; None: everything is read from Postgres.
+
+    Attributes:
+        cache: the ephemeral tier, as it was given.
     """
 
-    def __init__(self, engine: Engine, cache: BestEffortRedis) -> None:
+    def __init__(self, engine: Engine, cache: RedisWithFallback | None) -> None:
         self._engine = engine
-        self._cache = cache
+        self.cache = cache
+        self._read_through = None if cache is None else ReadThroughCache(cache)
 
     # --- creation -------------------------------------------------------------------------------------------
 
@@ -279,17 +296,18 @@ class PersistentJobManager:
         return written
 
     def cache_results(self, job_id: str, results: Iterable[Mapping[str, Any]]) -> None:
-        """Put results that Postgres already has into the cache, in one round trip: one value for the batch."""
-        key = CRAWL_RESULTS.key(job_id)
-        value = to_json([_shortened(result) for result in results])
-
-        def write(redis: Redis) -> None:
-            with redis.pipeline(transaction=False) as pipeline:
-                pipeline.rpush(key, value)
-                pipeline.expire(key, CRAWL_RESULTS.ttl_seconds)
-                pipeline.execute()
-
-        self._cache.attempt(write)
+        """Put results that Postgres already has into the cache, in one round trip."""
+        if self.cache is None:
+            return
+        shortened = [_shortened(result) for result in results]
+        values = []
+        for start in range(0, len(shortened), _RESULTS_IN_A_VALUE):
+            try:
+                values.append(CRAWL_RESULTS.encode(shortened[start : start + _RESULTS_IN_A_VALUE]))
+            except ValueTooLarge as error:
+                logger.info("results of job %s are not cached: %s", job_id, error)
+        if values:
+            self.cache.rpush(CRAWL_RESULTS.key(job_id), *values)
 
     # --- status ---------------------------------------------------------------------------------------------
 
@@ -367,15 +385,16 @@ class PersistentJobManager:
     # --- reading --------------------------------------------------------------------------------------------
 
     def get_job(self, job_id: str) -> dict[str, Any] | None:
-        """The job, from the cache or else from Postgres (and then into the cache); None if there is none."""
-        cached = self._cache.attempt(lambda redis: redis.get(CRAWL_JOB.key(job_id)))
-        if isinstance(cached, bytes):
-            return _from_cached_job(json.loads(cached))
-        with self._engine.connect() as connection:
-            job = self._read_job(connection, job_id)
-        if job is not None:
-            self._cache_job(job)
-        return job
+        """The job, from the cache or else from Postgres (and then into the cache); None if there is none.
+
+        A job that has not ended may be five seconds old, if another process changed it and could not reach Redis.
+        """
+        if self._read_through is None:
+            return self.get_job_from_postgres(job_id)
+        job = self._read_through.get_or_load(
+            CRAWL_JOB.key(job_id), lambda: self.get_job_from_postgres(job_id), believed=_is_believed
+        )
+        return None if job is None else _from_cached_job(job)
 
     def get_job_from_postgres(self, job_id: str) -> dict[str, Any] | None:
         """The job as the source of truth has it at this moment."""
@@ -405,11 +424,16 @@ class PersistentJobManager:
 
     def get_job_results(self, job_id: str) -> list[dict[str, Any]]:
         """The results that the cache still has (the first 10,000 of a job, for 24 hours)."""
-        batches = self._cache.attempt(lambda redis: redis.lrange(CRAWL_RESULTS.key(job_id), 0, -1))
-        if not isinstance(batches, list):
+        if self.cache is None:
             return []
+        key = CRAWL_RESULTS.key(job_id)
         # A url whose result was written again counts once, with the last one.
-        newest = {result.get("url"): result for batch in batches for result in json.loads(batch)}
+        newest: dict[Any, dict[str, Any]] = {}
+        start = 0
+        # A few at a time: all of them can be more than a connection brings in the time that a call has.
+        while batches := self.cache.lrange(key, start, start + _VALUES_AT_ONCE - 1):
+            newest |= {result.get("url"): result for batch in batches for result in CRAWL_RESULTS.decode(batch)}
+            start += len(batches)
         return list(newest.values())
 
     def get_job_results_from_postgres(
@@ -520,19 +544,25 @@ class PersistentJobManager:
             )
 
     def _cache_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
-        values = {CRAWL_JOB.key(job["job_id"]): to_json(dict(job)) for job in jobs}
-
-        def write(redis: Redis) -> None:
-            with redis.pipeline(transaction=False) as pipeline:
-                for key, value in values.items():
-                    pipeline.set(key, value, ex=CRAWL_JOB.ttl_seconds)
-                pipeline.execute()
-
-        self._cache.attempt(write)
+        if self.cache is None:
+            return
+        batch = self.cache.pipeline()
+        for job in jobs:
+            key = CRAWL_JOB.key(job["job_id"])
+            try:
+                batch.set(key, CRAWL_JOB.encode(dict(job)))
+            except ValueTooLarge:
+                batch.delete(key)  # what stands there is older
+        batch.execute()
 
     def _cache_job(self, job: Mapping[str, Any]) -> None:
-        value = to_json(dict(job))
-        self._cache.attempt(lambda redis: redis.set(CRAWL_JOB.key(job["job_id"]), value, ex=CRAWL_JOB.ttl_seconds))
+        if self.cache is None:
+            return
+        key = CRAWL_JOB.key(job["job_id"])
+        try:
+            self.cache.set(key, CRAWL_JOB.encode(dict(job)))
+        except ValueTooLarge:
+            self.cache.delete(key)  # what stands there is older
 
 
 def _job_row(job_id: str, data: Mapping[str, Any] | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -561,13 +591,21 @@ def _job_row(job_id: str, data: Mapping[str, Any] | None, metadata: Mapping[str,
     }
 
 
-def _from_cached_job(job: dict[str, Any]) -> dict[str, Any]:
-    """A cached job in the very types that Postgres gives."""
+def _is_believed(job: Any, age_seconds: float) -> bool:
+    """Whether what is cached is taken as the job that it is."""
+    if not isinstance(job, dict) or "customer_id" not in job or job.get("status") not in STATUSES:
+        return False
+    return job["status"] not in UNFINISHED or age_seconds < CHANGING_JOB_SECONDS
+
+
+def _from_cached_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """A job in the very types that Postgres gives, whether it was cached or has just been loaded."""
+    found = dict(job)
     for name in ("created_at", "started_at", "completed_at"):
-        if job.get(name):
-            job[name] = datetime.fromisoformat(job[name])
-    job["customer_id"] = UUID(job["customer_id"])
-    return job
+        if isinstance(found.get(name), str):
+            found[name] = datetime.fromisoformat(found[name])
+    found["customer_id"] = UUID(str(found["customer_id"]))
+    return found
 
 
 # ASCII's own separators, for lists of texts: the driver writes an array by quoting each element in Python; joined

@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 from resources.postgres.connection import driver_url, engine_for
 from resources.postgres.frontier import CrawlFrontier
 from resources.postgres.jobs import PersistentJobManager
-from resources.redis import BestEffortRedis
+from resources.redis import RedisWithFallback
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from resources.services import Endpoints
 
 # Every revision there is, in order: what a migration of an empty database goes through.
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 
 _numbers = itertools.count()
 
@@ -52,7 +52,7 @@ class Database:
 
     @property
     def manager(self) -> PersistentJobManager:
-        return PersistentJobManager(self.engine, BestEffortRedis(self.redis_url))
+        return PersistentJobManager(self.engine, RedisWithFallback(self.redis_url))
 
     def frontier(self, job_id: str) -> CrawlFrontier:
         job = self.manager.get_job_from_postgres(job_id)

@@ -14,7 +14,7 @@ from resources.crawler.crawl_order import InvalidOrder
 from resources.crawler.plan import CrawlPlan
 from resources.crawler.refresh import InvalidRefresh, RefreshResult, job_id_for, refresh
 from resources.crawler.stored_order import plan_for_site
-from resources.redis import BestEffortRedis
+from resources.redis import RedisWithFallback
 from tests.integration.jobs.conftest import failures, metadata
 from tests.integration.retention.seeds import execute, make_customer, make_job
 
@@ -252,13 +252,13 @@ def test_what_a_refresh_may_not_queue_any_more_the_next_one_does(database: Datab
 
 
 def test_a_queued_job_is_in_the_cache_as_any_job_is_and_needs_none(database: Database) -> None:
-    from resources.redis import CRAWL_JOB
+    from resources.redis.keys import CRAWL_JOB
 
     configure(database, make_customer(database, "acme"), "shop.example")
     (job_id,) = queued(queue(database))
-    redis = BestEffortRedis(database.redis_url)
-    assert redis.attempt(lambda r: r.get(CRAWL_JOB.key(job_id))) is not None
-    assert redis.attempt(lambda r: r.ttl(CRAWL_JOB.key(job_id))) in range(3_500, 3_601)
+    redis = RedisWithFallback(database.redis_url)
+    assert redis.get(CRAWL_JOB.key(job_id)) is not None
+    assert redis.ttl(CRAWL_JOB.key(job_id)) in range(3_500, 3_601)
     cached = database.manager.get_job(job_id)
     assert cached is not None
     assert cached["status"] == "queued"

@@ -20,7 +20,8 @@ from resources.postgres.customer_rows import UnknownCustomer, condition
 from resources.postgres.erasure import JOB_KEYS, ErasureRefused, ErasureResult, erase_customer, preview_erasure
 from resources.postgres.export import export_customer, exported_columns
 from resources.postgres.models import metadata
-from resources.redis import CRAWL_JOB, CRAWL_RESULTS, BestEffortRedis
+from resources.redis import RedisWithFallback
+from resources.redis.keys import CRAWL_JOB, CRAWL_RESULTS, KEY_PATTERNS, content_hash_key, search_key
 from tests.integration.retention.seeds import checksums, execute, make_conversation, make_customer, make_job
 from tests.support.rows import make_customer as make_full_customer
 
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.integration
 
 
 def _erase(database: Database, slug: str, **options: Any) -> ErasureResult:
-    return erase_customer(database.engine, slug, cache=BestEffortRedis(database.redis_url), **options)
+    return erase_customer(database.engine, slug, cache=RedisWithFallback(database.redis_url), **options)
 
 
 def _full_customer(database: Database) -> tuple[Any, str]:
@@ -65,9 +66,11 @@ def test_every_tenant_table_is_erased_children_first() -> None:
 
 
 def test_every_key_of_the_ephemeral_tier_that_knows_a_customer_is_erased() -> None:
-    # A key by job belongs to the job's customer; the others hold nothing of one customer's.
-    shared = {"rate:{domain}", "rate:delay:{domain}", "content:hash:{hash}", "cron:{name}"}
-    assert set(KEYS) - {pattern.pattern for pattern in JOB_KEYS} <= shared
+    # A key by job belongs to the job's customer, one of a customer's content has the customer in its field; the
+    # others hold nothing of one customer's.
+    shared = {"rate:{domain}", "rate:delay:{domain}", "cron:{name}"}
+    of_tenants = {pattern.pattern for pattern in KEY_PATTERNS if pattern.of_tenant}
+    assert set(KEYS) - {pattern.pattern for pattern in JOB_KEYS} - of_tenants == shared
 
 
 def test_a_customers_rows_are_found_by_an_index_in_every_table(database: Database) -> None:
@@ -132,7 +135,7 @@ def test_erasing_again_says_that_it_is_done_and_a_stranger_is_unknown(database: 
 
 
 def test_the_cache_forgets_the_customers_jobs_and_no_others(database: Database) -> None:
-    redis = BestEffortRedis(database.redis_url)
+    redis = RedisWithFallback(database.redis_url)
     jobs = {slug: f"{slug}-{uuid4()}" for slug in ("acme", "globex")}
     for slug, job in jobs.items():
         make_job(database, make_customer(database, slug), job, age_days=1)
@@ -141,12 +144,24 @@ def test_the_cache_forgets_the_customers_jobs_and_no_others(database: Database) 
     assert _erase(database, "acme").cache_reached
     for slug, there in (("acme", 0), ("globex", 2)):
         keys = [pattern.key(jobs[slug]) for pattern in (CRAWL_JOB, CRAWL_RESULTS)]
-        assert redis.attempt(lambda client, keys=keys: client.exists(*keys)) == there  # type: ignore[misc]
+        assert sum(map(redis.exists, keys)) == there
+
+
+def test_the_cache_forgets_what_was_made_of_the_customers_content(database: Database) -> None:
+    redis = RedisWithFallback(database.redis_url)
+    keys = {}
+    for slug in ("acme", "globex"):
+        customer = make_customer(database, slug)
+        keys[slug] = (search_key(customer, "opening hours", 10), content_hash_key(customer, "0" * 32))
+        for key in keys[slug]:
+            redis.set(key, b"[]")
+    assert _erase(database, "acme").cache_reached
+    assert [redis.exists(key) for slug in ("acme", "globex") for key in keys[slug]] == [False, False, True, True]
 
 
 def test_erasure_without_redis_says_so(database: Database) -> None:
     make_job(database, make_customer(database, "acme"), "job", age_days=1)
-    away = BestEffortRedis("redis://127.0.0.1:1/0")
+    away = RedisWithFallback("redis://127.0.0.1:1/0")
     assert not erase_customer(database.engine, "acme", cache=away).cache_reached
 
 

@@ -11,7 +11,6 @@ from sqlalchemy import event, text
 from resources.postgres.access import CLIENT
 from resources.postgres.connection import connect_once
 from resources.postgres.jobs import PersistentJobManager
-from resources.redis import BestEffortRedis
 from tests.integration.tenancy.cells import become
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def _asked(database: Database, ask: Callable[[PersistentJobManager], object]) ->
     engine = database.engine
     event.listen(engine, "before_cursor_execute", note)
     try:
-        ask(PersistentJobManager(engine, BestEffortRedis(None)))
+        ask(PersistentJobManager(engine, None))
     finally:
         event.remove(engine, "before_cursor_execute", note)
         engine.dispose()

@@ -1,0 +1,1 @@
+"""The ephemeral tier on real Valkey servers, which are killed, frozen, filled and restarted."""

@@ -1,0 +1,1 @@
+"""The ephemeral tier without a server: keys, the store in memory, rate windows."""
