@@ -10,8 +10,9 @@ BENCH_READY := $(VENV)/.ready-bench
 # project ships is served on loopback and crawled.
 URL ?=
 ARGS ?=
+ROUNDS ?= 100
 
-.PHONY: help crawl up test check format bench clean
+.PHONY: help crawl up test soak check format bench clean
 
 help:  ## What there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -28,6 +29,10 @@ up: $(READY)  ## Start the Dagster UI
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(READY)  ## Kill senders, workers and servers of the queue for long (ROUNDS=100)
+	OMNIOPS_SOAK_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration/queue/test_kills.py \
+		tests/integration/queue/test_model.py --timeout 0 $(ARGS)
 
 check: $(READY)  ## Format, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import psycopg
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
@@ -90,7 +91,11 @@ _LOST = ("08", "57P", "53300")
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """True if a later try on a new connection may succeed."""
+    """True if a later try on a new connection may succeed. Errors of SQLAlchemy and of the driver itself."""
+    if isinstance(error, psycopg.Error):
+        if error.sqlstate is None:
+            return isinstance(error, psycopg.OperationalError)
+        return error.sqlstate.startswith(_LOST)
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated:

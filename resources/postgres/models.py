@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Computed,
     Date,
     DateTime,
     Double,
@@ -785,7 +786,7 @@ message_queue = Table(
     _text("message_key", CheckConstraint("message_key <> ''"), comment="The sender's; the same key is one message."),
     Column("message_data", JSONB, nullable=False),
     _text("status", CheckConstraint(_one_of("status", MESSAGE_STATUSES)), server_default=text("'pending'")),
-    _count("retry_count", Integer),
+    _count("retry_count", Integer, "Tries that failed, or whose lease ran out."),
     Column(
         "expires_at", DateTime(timezone=True), nullable=False, server_default=text("now() + interval '24 hours'")
     ),
@@ -793,13 +794,23 @@ message_queue = Table(
     _now("available_at", "Not before then: backoff after a failure."),
     _time("leased_until", "A handler has it until then."),
     Column("lease_token", UUID, comment="Fences a handler whose lease ran out."),
-    _time("completed_at"),
+    _time("completed_at", "When it was completed, or given up."),
     _text("error_message", required=False),
+    # As Postgres writes it, so that the two can be compared.
+    Column(
+        "is_open", Boolean, Computed("status = ANY (ARRAY['pending'::text, 'processing'::text])", persisted=True),
+        comment="Neither completed nor failed.",
+    ),
+    _time("redrive_requested_at", "Failed, and to be opened again as soon as nobody handles its session."),
     UniqueConstraint("customer_id", "session_id", "message_key"),
-    # Question: what is this session's next message?
+    CheckConstraint("octet_length(session_id) <= 512", name="message_queue_session_id_length"),
+    CheckConstraint("octet_length(message_key) <= 512", name="message_queue_message_key_length"),
+    # Question: what is this session's next message, and which session comes after this one?
+    Index("message_queue_open", "customer_id", "session_id", "position", postgresql_where=text("is_open")),
+    # Question: which failed messages of this session are to be opened again?
     Index(
-        "message_queue_open", "customer_id", "session_id", "position",
-        postgresql_where=text("status IN ('pending', 'processing')"),
+        "message_queue_redrive", "customer_id", "session_id",
+        postgresql_where=text("redrive_requested_at IS NOT NULL"),
     ),
     # Question: which have expired?
     Index("message_queue_expires", "expires_at"),

@@ -191,9 +191,8 @@ def look_at_the_assets(ui: Ui, browser: WebDriver, screenshots: Path) -> None:
     browser.get(f"{ui.url}/assets/daily_job_stats?view=overview")
     plots = 'img[src^="data:image/svg+xml"]'
     waiting.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, plots)) >= 2)
-    for image in browser.find_elements(By.CSS_SELECTOR, plots):
-        width = "return arguments[0].naturalWidth"
-        waiting.until(lambda b, image=image: b.execute_script(width, image) > 100)
+    widths = "return [...document.querySelectorAll(arguments[0])].map((image) => image.naturalWidth)"
+    waiting.until(lambda b: min(b.execute_script(widths, plots)) > 100)
     browser.execute_script("arguments[0].scrollIntoView()", browser.find_element(By.CSS_SELECTOR, plots))
     browser.save_screenshot(str(screenshots / "statistics.png"))
     browser.get(f"{ui.url}/asset-groups")

@@ -245,7 +245,8 @@ _QUESTIONS = {
     "scrape_jobs_finished": "SELECT job_id FROM expired_scrape_jobs(120)",
     "scrape_job_results_created": "SELECT count(*) FROM scrape_job_results WHERE created_at >= now() - interval '1 day'",
     "crawl_frontier_claimable": "SELECT url FROM crawl_frontier WHERE job_id = {job} AND worker_id IS NULL AND skip_reason IS NULL ORDER BY depth, position LIMIT 10",
-    "message_queue_open": "SELECT id FROM message_queue WHERE customer_id = {one} AND session_id = 's47' AND status IN ('pending', 'processing') ORDER BY position LIMIT 1",
+    "message_queue_open": "SELECT id FROM message_queue WHERE customer_id = {one} AND session_id = 's47' AND is_open ORDER BY position LIMIT 1",
+    "message_queue_redrive": "SELECT 1 FROM message_queue WHERE customer_id = {one} AND session_id = 's47' AND redrive_requested_at IS NOT NULL",
     "message_queue_expires": "SELECT id FROM message_queue WHERE expires_at < now() + interval '30 minutes'",
 }  # fmt: skip
 

@@ -230,7 +230,8 @@ def _delete(connection: Connection, entry: TableEntry, target: CustomerRows) -> 
 def _upsert(connection: Connection, entry: TableEntry, target: CustomerRows) -> int:
     table = metadata.tables[entry.name]
     column = next(c for c in table.columns if not is_generated_always(c))
-    statement = upsert(table).values(target.rows[entry.name])
+    generated = {c.name for c in table.columns if c.computed is not None}
+    statement = upsert(table).values({n: v for n, v in target.rows[entry.name].items() if n not in generated})
     statement = statement.on_conflict_do_update(
         index_elements=list(table.primary_key), set_={column.name: statement.excluded[column.name]}
     )

@@ -45,6 +45,14 @@ def test_clients_may_call_only_what_policies_and_triggers_need(owner: Connection
         "scrape_job_may_move",
         "scrape_job_active_seconds",
         "text_search_config",
+        "message_queue_enqueue",
+        "message_queue_reopen",
+        "message_queue_claim",
+        "message_queue_claim_next",
+        "message_queue_acknowledge",
+        "message_queue_fail",
+        "message_queue_renew",
+        "message_queue_redrive",
     }
 
 
