@@ -203,6 +203,9 @@ def job(first: date, last: date) -> tuple[float, float]:
         if instance.get_runs_count() != 1:
             msg = f"{instance.get_runs_count()} runs, where one was expected"
             raise RuntimeError(msg)
+    for event in result.all_events:
+        if event.is_step_success:
+            print(f"  {event.step_key}: {event.step_success_data.duration_ms / 1_000:.2f} s", file=sys.stderr)
     taken = record.end_time - record.start_time
     return taken, whole - taken
 

@@ -288,17 +288,20 @@ def days_without_statistics(connection: Connection, first_day: date, last_day: d
     """Days that have results or jobs, and nothing in `daily_job_stats`; in order."""
     rows = connection.execute(
         text("""
-            SELECT d.day FROM (
+            WITH missing AS MATERIALIZED (
                 SELECT CAST(g AS date) AS day, CAST(g AS timestamp) AT TIME ZONE 'UTC' AS begins,
                        CAST(g AS timestamp) AT TIME ZONE 'UTC' + interval '24 hours' AS ends
                 FROM generate_series(CAST(:first AS timestamp), CAST(:last AS timestamp), interval '1 day') AS g
-            ) AS d
-            WHERE NOT EXISTS (SELECT 1 FROM daily_job_stats AS s WHERE s.day = d.day)
-              AND (EXISTS (SELECT 1 FROM scrape_job_results AS r
-                           WHERE r.created_at >= d.begins AND r.created_at < d.ends)
-                   OR EXISTS (SELECT 1 FROM scrape_jobs AS j
-                              WHERE coalesce(j.completed_at, j.created_at) >= d.begins
-                                AND coalesce(j.completed_at, j.created_at) < d.ends))
+                WHERE NOT EXISTS (SELECT 1 FROM daily_job_stats AS s WHERE s.day = CAST(g AS date))
+            )
+            -- Counted, since for EXISTS the planner hopes to meet a row soon, and reads the whole table for a day
+            -- that has none.
+            SELECT d.day FROM missing AS d
+            WHERE (SELECT count(*) FROM scrape_jobs AS j
+                   WHERE coalesce(j.completed_at, j.created_at) >= d.begins
+                     AND coalesce(j.completed_at, j.created_at) < d.ends) > 0
+               OR (SELECT count(*) FROM scrape_job_results AS r
+                   WHERE r.created_at >= d.begins AND r.created_at < d.ends) > 0
             ORDER BY d.day
         """),
         {"first": first_day, "last": last_day},
