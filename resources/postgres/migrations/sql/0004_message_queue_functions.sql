@@ -20,15 +20,22 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(customer::text || '/' || session, 1));
     v_now := clock_timestamp();
     IF EXISTS (
+        -- Each key by itself (OFFSET 0 keeps it so): a join would read all that the session ever had.
         SELECT 1 FROM jsonb_array_elements(messages) AS m (body)
-        JOIN public.message_queue AS q
-            ON q.customer_id = customer AND q.session_id = session AND q.message_key = m.body ->> 'key'
+        CROSS JOIN LATERAL (
+            SELECT 1 FROM public.message_queue AS q
+            WHERE q.customer_id = customer AND q.session_id = session AND q.message_key = m.body ->> 'key'
+            OFFSET 0
+        ) AS found
     ) THEN
         RETURN QUERY
             SELECT q.message_key, q.id, q.position, CASE WHEN g.gone THEN 'held' ELSE 'conflict' END
             FROM jsonb_array_elements(messages) AS m (body)
-            JOIN public.message_queue AS q
-                ON q.customer_id = customer AND q.session_id = session AND q.message_key = m.body ->> 'key'
+            CROSS JOIN LATERAL (
+                SELECT q.* FROM public.message_queue AS q
+                WHERE q.customer_id = customer AND q.session_id = session AND q.message_key = m.body ->> 'key'
+                OFFSET 0
+            ) AS q
             CROSS JOIN LATERAL (
                 SELECT q.expires_at <= v_now
                        AND NOT (q.status = 'processing' AND coalesce(q.leased_until, '-infinity') > v_now) AS gone
@@ -41,14 +48,23 @@ BEGIN
             RETURN;
         END IF;
         -- What has expired is as good as gone: its key is free.
-        DELETE FROM public.message_queue AS q USING jsonb_array_elements(messages) AS m (body)
-        WHERE q.customer_id = customer AND q.session_id = session AND q.message_key = m.body ->> 'key'
+        DELETE FROM public.message_queue AS q
+        WHERE q.id = ANY (ARRAY(
+                SELECT f.id FROM jsonb_array_elements(messages) AS m (body)
+                CROSS JOIN LATERAL (
+                    SELECT q.id FROM public.message_queue AS q
+                    WHERE q.customer_id = customer AND q.session_id = session AND q.message_key = m.body ->> 'key'
+                    OFFSET 0
+                ) AS f))
           AND q.expires_at <= v_now AND NOT (q.status = 'processing' AND coalesce(q.leased_until, '-infinity') > v_now);
         RETURN QUERY
             SELECT q.message_key, q.id, q.position, 'known'
             FROM jsonb_array_elements(messages) AS m (body)
-            JOIN public.message_queue AS q
-                ON q.customer_id = customer AND q.session_id = session AND q.message_key = m.body ->> 'key';
+            CROSS JOIN LATERAL (
+                SELECT q.* FROM public.message_queue AS q
+                WHERE q.customer_id = customer AND q.session_id = session AND q.message_key = m.body ->> 'key'
+                OFFSET 0
+            ) AS q;
     END IF;
     RETURN QUERY
         INSERT INTO public.message_queue AS q (customer_id, session_id, conversation_id, message_key, message_data)
