@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from tests.support.databases import Database
 
 pytestmark = pytest.mark.acceptance
+
+# Each run is a process of some four seconds; `make soak` takes fifty.
+JOBS = 50 if os.environ.get("OMNIOPS_SOAK_ROUNDS") else 20
 
 # A run for a website waits for the one before, so the jobs are about several.
 HOSTS = tuple(f"127.0.0.{n}" for n in range(1, 9))
@@ -75,12 +79,12 @@ def statuses(database: Database) -> Counter[object]:
 
 
 @pytest.mark.timeout(900)
-def test_fifty_queued_rows_become_fifty_jobs_exactly_once_though_the_daemon_is_killed(
+def test_queued_rows_become_jobs_exactly_once_though_the_daemon_is_killed(
     program: Program, database: Database, tmp_path: Path
 ) -> None:
     with serve_site(*HOSTS[1:]) as site:
         urls = {}
-        for n in range(50):
+        for n in range(JOBS):
             site.add(f"/page{n}")
             urls[f"job-{n}"] = f"http://{HOSTS[n % len(HOSTS)]}:{site.port}/page{n}"
         for job_id, url in urls.items():
@@ -94,14 +98,14 @@ def test_fifty_queued_rows_become_fifty_jobs_exactly_once_though_the_daemon_is_k
             queue(database, job_id, config)
 
         with serve_ui(program, tmp_path / "first.log") as ui:
-            wait_until(lambda: statuses(database)["completed"] >= 8, 300, "the first jobs")
+            wait_until(lambda: statuses(database)["completed"] >= 5, 300, "the first jobs")
             ui.kill()
         before = statuses(database)
-        assert 8 <= before["completed"] < 50, before
+        assert 5 <= before["completed"] < JOBS, before
 
         with serve_ui(program, tmp_path / "second.log"):
-            wait_until(lambda: statuses(database)["completed"] >= 50, 600, "all jobs")
-            wait_until(lambda: statuses(database) == {"completed": 50, "failed": 3}, 60, "the bad ones")
+            wait_until(lambda: statuses(database)["completed"] >= JOBS, 600, "all jobs")
+            wait_until(lambda: statuses(database) == {"completed": JOBS, "failed": 3}, 60, "the bad ones")
             # Time for whatever would be started a second time.
             ticks = "SELECT count(*) FROM dagster.job_ticks"
             seen = database.value(ticks)
@@ -109,7 +113,7 @@ def test_fifty_queued_rows_become_fifty_jobs_exactly_once_though_the_daemon_is_k
 
     results = {(row["job_id"], row["url"]) for row in database.rows("SELECT job_id, url FROM scrape_job_results")}
     assert results == set(urls.items())
-    assert database.value("SELECT count(*) FROM scrape_job_results") == 50
+    assert database.value("SELECT count(*) FROM scrape_job_results") == JOBS
     succeeded = database.rows("""
         SELECT t.value AS job_id, count(*) AS runs FROM dagster.runs AS r
         JOIN dagster.run_tags AS t ON t.run_id = r.run_id AND t.key = 'omniops/job_id'

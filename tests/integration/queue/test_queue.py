@@ -687,3 +687,20 @@ def _reads(connection: Connection) -> int:
                  "FROM pg_class AS c WHERE c.oid = 'message_queue'::regclass")
         ) or 0
     )  # fmt: skip
+
+
+def test_a_message_costs_the_same_however_many_its_session_has_had(
+    queue: PersistentMessageQueue, database: Database, customer: UUID
+) -> None:
+    execute(
+        database,
+        """INSERT INTO message_queue (customer_id, session_id, message_key, message_data)
+           SELECT :c, 's', 'old' || n, '{}' FROM generate_series(1, 5000) AS n""",
+        c=customer,
+    )  # fmt: skip
+    read = text("""SELECT coalesce(idx_tup_fetch, 0) + coalesce(seq_tup_read, 0) FROM pg_stat_xact_user_tables
+                   WHERE relname = 'message_queue'""")
+    with service_connection(engine=database.engine) as connection:
+        before = connection.scalar(read) or 0
+        queue.enqueue(message("new"), connection=connection)
+        assert (connection.scalar(read) or 0) - before < 50
