@@ -111,9 +111,11 @@ class CommitFollowers:
         loop = asyncio.get_running_loop()
         while True:
             await self._more.wait()
-            if not self._ending:
+            # Asked before: a pass under way when the end was told began before the last commit could be seen.
+            is_last = self._ending
+            if not is_last:
                 self._more.clear()
             while await loop.run_in_executor(self._threads, self._index_timed) == INDEX_PAGES:
                 pass
-            if self._ending:
+            if is_last:
                 return
