@@ -15,10 +15,10 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from assets.html import Report, Section, Table
-from assets.plots import Series, Svg, bars, line
+from assets.plots import Series, Svg, bars
 from assets.publish import WEEKLY, publish
 from assets.specs import report_spec
-from assets.statistics import TABLES
+from assets.statistics import TABLES, jobs_by_status, latency, pages_by_status
 from resources.postgres.reports.crawl_performance import (
     Count,
     CrawlPerformance,
@@ -171,7 +171,6 @@ def _rounded(value: float) -> float:
 
 def _overview(performance: CrawlPerformance, customers: pd.DataFrame) -> Section:
     days = [day for day in performance.days if day.day >= performance.first_day]
-    x = [day.day for day in days]
     text = f"Compared with the time before, as long as this one: from {performance.before} on."
     if performance.missing:
         text += (
@@ -189,30 +188,7 @@ def _overview(performance: CrawlPerformance, customers: pd.DataFrame) -> Section
                 "Customers",
             )
         ],
-        [
-            bars(
-                x,
-                [
-                    Series("successful", [d.successful for d in days]),
-                    Series("failed", [d.failed for d in days]),
-                    Series("skipped", [d.skipped for d in days]),
-                ],
-                title="Pages by status",
-                unit="pages",
-            ),
-            line(x, [Series("p95", [d.p95_ms for d in days])], title="p95 of a page", unit="ms"),
-            bars(
-                x,
-                [
-                    Series("completed", [d.completed for d in days]),
-                    Series("failed", [d.failed_jobs for d in days]),
-                    Series("cancelled", [d.cancelled for d in days]),
-                    Series("unfinished", [d.unfinished for d in days]),
-                ],
-                title="Jobs by status",
-                unit="jobs",
-            ),
-        ],
+        [pages_by_status(days), latency(days), jobs_by_status(days)],
     )  # fmt: skip
 
 

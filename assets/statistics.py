@@ -178,7 +178,6 @@ def _listed(days: Sequence[date]) -> str:
 def _pictures_of_days(days: Sequence[DayOverview]) -> dict[str, Any]:
     if not days:
         return {"days": f"Nothing was crawled in the {_PLOTTED_DAYS} days up to this one."}
-    x = [day.day for day in days]
     shown = Table(
         "Days",
         ["day", "customers", "successful", "failed", "skipped", "p95 ms", "jobs completed", "jobs failed",
@@ -192,33 +191,46 @@ def _pictures_of_days(days: Sequence[DayOverview]) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "days": dg.MetadataValue.md(as_markdown_table(shown)),
-        "pages": _shown(
-            bars(
-                x,
-                [
-                    Series("successful", [d.successful for d in days]),
-                    Series("failed", [d.failed for d in days]),
-                    Series("skipped", [d.skipped for d in days]),
-                ],
-                title="Pages by status",
-                unit="pages",
-            )
-        ),
-        "latency": _shown(line(x, [Series("p95", [d.p95_ms for d in days])], title="p95 of a page", unit="ms")),
-        "jobs": _shown(
-            bars(
-                x,
-                [
-                    Series("completed", [d.completed for d in days]),
-                    Series("failed", [d.failed_jobs for d in days]),
-                    Series("cancelled", [d.cancelled for d in days]),
-                    Series("unfinished", [d.unfinished for d in days]),
-                ],
-                title="Jobs by status",
-                unit="jobs",
-            )
-        ),
+        "pages": _shown(pages_by_status(days)),
+        "latency": _shown(latency(days)),
+        "jobs": _shown(jobs_by_status(days)),
     }
+
+
+def pages_by_status(days: Sequence[DayOverview]) -> Svg:
+    """A bar a day."""
+    return bars(
+        [day.day for day in days],
+        [
+            Series("successful", [d.successful for d in days]),
+            Series("failed", [d.failed for d in days]),
+            Series("skipped", [d.skipped for d in days]),
+        ],
+        title="Pages by status",
+        unit="pages",
+    )
+
+
+def latency(days: Sequence[DayOverview]) -> Svg:
+    """A line over the days."""
+    return line(
+        [day.day for day in days], [Series("p95", [d.p95_ms for d in days])], title="p95 of a page", unit="ms"
+    )
+
+
+def jobs_by_status(days: Sequence[DayOverview]) -> Svg:
+    """A bar a day."""
+    return bars(
+        [day.day for day in days],
+        [
+            Series("completed", [d.completed for d in days]),
+            Series("failed", [d.failed_jobs for d in days]),
+            Series("cancelled", [d.cancelled for d in days]),
+            Series("unfinished", [d.unfinished for d in days]),
+        ],
+        title="Jobs by status",
+        unit="jobs",
+    )
 
 
 def _pictures_of_domains(rows: Sequence[DomainDay]) -> dict[str, Any]:

@@ -27,12 +27,12 @@ from rich.table import Table
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
+from bench.copies import Copied
 from bench.measure import cpu_of
 from resources.postgres.connection import driver_url
 from resources.postgres.migrate import migrate
 from resources.postgres.retention import BATCH_ROWS, run
 from resources.services import acquire
-from resources.services.layout import Layout
 from resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -102,22 +102,18 @@ def inserting(url: str, latencies: list[tuple[float, float]]) -> Iterator[None]:
         process.join()
 
 
-class Bench:
+class Bench(Copied):
     """A migrated cluster with a database full of old jobs, to be copied."""
 
     def __init__(self, endpoints: Endpoints, settings: Settings, options: argparse.Namespace) -> None:
-        self._endpoints = endpoints
+        super().__init__(endpoints, settings)
         self._options = options
-        self._copies = 0
-        pid = (Layout(settings.home).postgres_data / "postmaster.pid").read_text().splitlines()[0]
-        self.postmaster = int(pid)
-        self.template = make_url(endpoints.database_url).database or ""
 
     def fill(self) -> None:
         """Old jobs, their results in the order of time and with urls in no order, and some live ones."""
         o = self._options
         each = o.results // o.jobs
-        with psycopg.connect(self._endpoints.database_url, autocommit=True) as c:
+        with psycopg.connect(self.endpoints.database_url, autocommit=True) as c:
             c.execute("INSERT INTO customers (name, slug) SELECT 'c', 'c' || n FROM generate_series(1, 20) AS n")
             c.execute(
                 """
@@ -151,30 +147,11 @@ class Bench:
                        FROM generate_series(1, %s) AS n""",
                     (number, each // 20),
                 )
-        with psycopg.connect(self._admin(self.template), autocommit=True) as c:
-            c.execute("VACUUM (FREEZE, ANALYZE)")
-
-    def _admin(self, database: str) -> str:
-        url = make_url(self._endpoints.database_url).set(username="postgres", database=database)
-        return url.render_as_string(hide_password=False)
-
-    @contextmanager
-    def copy(self) -> Iterator[str]:
-        """A fresh copy of the full database, with the server at rest."""
-        self._copies += 1
-        name = f"copy_{self._copies}"
-        with psycopg.connect(self._admin("postgres"), autocommit=True) as c:
-            c.execute(f"CREATE DATABASE {name} TEMPLATE {self.template} OWNER omniops_owner".encode())
-            c.execute("CHECKPOINT")
-        try:
-            yield make_url(self._endpoints.database_url).set(database=name).render_as_string(hide_password=False)
-        finally:
-            with psycopg.connect(self._admin("postgres"), autocommit=True) as c:
-                c.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        self.settle()
 
     def wal_bytes(self) -> int:
         """Position of the write-ahead log."""
-        with psycopg.connect(self._admin("postgres")) as c:
+        with psycopg.connect(self.admin("postgres")) as c:
             row = c.execute("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn").fetchone()
         return int(row[0]) if row else 0
 
@@ -213,7 +190,7 @@ class Bench:
         """The same database as the role that owns the tables."""
         database = make_url(url).database
         return (
-            make_url(self._endpoints.owner_database_url).set(database=database).render_as_string(hide_password=False)
+            make_url(self.endpoints.owner_database_url).set(database=database).render_as_string(hide_password=False)
         )
 
 

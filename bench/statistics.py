@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -33,15 +32,13 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.engine import make_url
 
+from bench.copies import Copied
 from bench.measure import cpu_of
 from resources.postgres.migrate import migrate
 from resources.services import acquire
-from resources.services.layout import Layout
 from resources.settings import PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from resources.services import Endpoints
 
 DAYS = 365
@@ -223,17 +220,13 @@ def contend(name: str, first: date, last: date) -> None:
 # --- the benchmark ------------------------------------------------------------------------------------------------
 
 
-class Bench:
+class Bench(Copied):
     """A migrated cluster with a year of results, to be copied."""
 
     def __init__(self, endpoints: Endpoints, settings: Settings, options: argparse.Namespace) -> None:
-        self._endpoints = endpoints
+        super().__init__(endpoints, settings)
         self._options = options
-        self._copies = 0
         self._folder = settings.home.parent
-        pid = (Layout(settings.home).postgres_data / "postmaster.pid").read_text().splitlines()[0]
-        self.postmaster = int(pid)
-        self.template = make_url(endpoints.database_url).database or ""
         self.last = datetime.now(UTC).date() - timedelta(days=1)
         self.first = self.last - timedelta(days=DAYS - 1)
 
@@ -241,7 +234,7 @@ class Bench:
         """A year of jobs, a few customers with three sites each, and their results."""
         o = self._options
         each = o.results // o.jobs
-        with psycopg.connect(self._endpoints.database_url, autocommit=True) as c:
+        with psycopg.connect(self.endpoints.database_url, autocommit=True) as c:
             c.execute(f"INSERT INTO customers (name, slug) SELECT 'c', 'c' || n "
                       f"FROM generate_series(0, {CUSTOMERS - 1}) AS n".encode())  # fmt: skip
             c.execute(_JOBS.format(jobs=o.jobs, days=DAYS, customers=CUSTOMERS).encode())
@@ -249,26 +242,7 @@ class Bench:
             for low in range(0, o.jobs, step):
                 names = {"first": f"job-{low:07}", "last": f"job-{low + step - 1:07}"}
                 c.execute(_RESULTS.format(each=each, **names).encode())
-        with psycopg.connect(self._admin(self.template), autocommit=True) as c:
-            c.execute("VACUUM (FREEZE, ANALYZE)")
-
-    def _admin(self, database: str) -> str:
-        url = make_url(self._endpoints.database_url).set(username="postgres", database=database)
-        return url.render_as_string(hide_password=False)
-
-    @contextmanager
-    def copy(self) -> Iterator[str]:
-        """A fresh copy of the full database, with the server at rest."""
-        self._copies += 1
-        name = f"copy_{self._copies}"
-        with psycopg.connect(self._admin("postgres"), autocommit=True) as c:
-            c.execute(f"CREATE DATABASE {name} TEMPLATE {self.template} OWNER omniops_owner".encode())
-            c.execute("CHECKPOINT")
-        try:
-            yield make_url(self._endpoints.database_url).set(database=name).render_as_string(hide_password=False)
-        finally:
-            with psycopg.connect(self._admin("postgres"), autocommit=True) as c:
-                c.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        self.settle()
 
     def measure(self, name: str) -> Figures:
         """One contender on a copy of its own."""
@@ -282,7 +256,7 @@ class Bench:
                 [sys.executable, "-m", "bench.statistics", "--contender", name, str(self.first), str(self.last)],
                 cwd=PROJECT_ROOT, check=True, stdout=subprocess.PIPE, text=True,
                 env={**kept, "OMNIOPS_HOME": home, "OMNIOPS_DATABASE_URL": url,
-                     "OMNIOPS_OWNER_DATABASE_URL": self._owner(url), "OMNIOPS_REDIS_URL": self._endpoints.redis_url
+                     "OMNIOPS_OWNER_DATABASE_URL": self._owner(url), "OMNIOPS_REDIS_URL": self.endpoints.redis_url
                      or "", "OMNIOPS_STATISTICS_FIRST_DAY": str(self.first)},
             )  # fmt: skip
             time.sleep(0.2)  # until its backends are gone, whose time counts then
@@ -292,7 +266,7 @@ class Bench:
     def _owner(self, url: str) -> str:
         database = make_url(url).database
         return (
-            make_url(self._endpoints.owner_database_url).set(database=database).render_as_string(hide_password=False)
+            make_url(self.endpoints.owner_database_url).set(database=database).render_as_string(hide_password=False)
         )
 
     def _written(self, url: str) -> dict[str, tuple[int, str]]:
