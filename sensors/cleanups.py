@@ -18,6 +18,7 @@ from sqlalchemy import Connection, text
 from resources.alerts import Alert
 from resources.postgres.catalogue import POLICIES, RetentionPolicy
 from resources.postgres.resource import PostgresResource
+from resources.postgres.watermarks import read_watermark
 from sensors.alerting import Over, alerts_of, in_words, report
 from sensors.run_failures import CLEANUP_FAILED
 
@@ -154,14 +155,7 @@ def read_runs(connection: Connection, policies: list[str]) -> dict[str, CleanupR
 
 def first_seen(connection: Connection) -> datetime:
     """When this installation was first looked at: now, if that is now."""
-    seen: datetime = connection.execute(
-        text("""
-            INSERT INTO omniops_meta.watermarks AS w (name) VALUES (:name)
-            ON CONFLICT (name) DO UPDATE SET name = w.name RETURNING at
-        """),
-        {"name": WATERMARK},
-    ).scalar_one()
-    return seen
+    return read_watermark(connection, WATERMARK)
 
 
 @dg.sensor(

@@ -1,4 +1,4 @@
-"""What `queued_jobs_sensor` and `stalled_jobs_sensor` share: a job's runs, its run request, its end.
+"""What `queued_jobs_sensor` and `stalled_jobs_sensor` share: a job's runs, its run request, its end; a tick.
 
 A job's row says what is asked for and how far it is; the instance says which runs there were. The two are read one
 after the other, so each decision holds whatever happened in between: a run request has a run key, and a job is ended
@@ -7,17 +7,21 @@ only from the very status that was read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
+from resources.postgres.connection import is_connection_lost
 from resources.run_tags import TAG_CUSTOMER, TAG_DOMAIN, TAG_JOB, TAG_ON_INTERRUPT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Engine
 
@@ -31,6 +35,9 @@ Status = dg.DagsterRunStatus
 # A run that waits for its turn, or has begun.
 WAITING: Final = (Status.NOT_STARTED, Status.QUEUED, Status.STARTING)
 IN_FLIGHT: Final = (*WAITING, Status.STARTED, Status.CANCELING)
+
+# Another program's JSON; what is longer is no configuration.
+MAX_CONFIG_BYTES: Final = 256 * 1024
 
 # The first op claims the job, within seconds of the run's start. A run that has not done so by then never will.
 CLAIM_SECONDS: Final = 900.0
@@ -218,3 +225,48 @@ def end_job(engine: Engine, manager: PersistentJobManager, end: End, *, expected
     # The same status again changes nothing but the copy in the cache.
     manager.update_job_status(end.job_id, end.status)
     return True
+
+
+@dataclass(slots=True)
+class Tick:
+    """What a tick found: runs to start, jobs that were ended with the reason, why others wait, what went wrong."""
+
+    requests: list[dg.RunRequest] = field(default_factory=list)
+    ended: list[End] = field(default_factory=list)
+    waiting: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def one_job(self, job_id: str) -> Iterator[None]:
+        """What goes wrong with one job is noted and does not stop the others; a lost database does.
+
+        Raises:
+            DBAPIError: the database is lost.
+        """
+        try:
+            yield
+        except DBAPIError as error:
+            if is_connection_lost(error):
+                raise
+            self.errors.append(f"job {job_id}: {str(error.orig).splitlines()[0]}")
+        except Exception as error:  # noqa: BLE001 - one row that nobody thought of must not stop the others
+            self.errors.append(f"job {job_id}: {type(error).__name__}: {error}")
+
+    def summary(self) -> str:
+        """One sentence."""
+        parts = [f"{len(self.requests)} runs to start", f"{len(self.ended)} jobs ended"]
+        if self.waiting:
+            parts.append(f"{self.waiting.total()} wait")
+        if self.errors:
+            parts.append(f"{len(self.errors)} could not be looked at: {self.errors[0]}")
+        return ", ".join(parts)
+
+    def answer(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        """For Dagster, with what a person should read in the tick's log."""
+        for end in self.ended:
+            context.log.warning("job %s is %s: %s", end.job_id, end.status, end.reason)
+        for error in self.errors:
+            context.log.error("%s", error)
+        if self.requests:
+            return dg.SensorResult(run_requests=self.requests)
+        return dg.SkipReason(self.summary())

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 
 from resources.alerts import Alert, Alerts
 from resources.postgres.resource import PostgresResource
+from resources.postgres.watermarks import advance_watermark, read_watermark
 from sensors.alerting import alerts_of
 
 SITE_LOST_PAGES: Final = "site_lost_pages"
@@ -116,13 +117,7 @@ def look_at_completed_jobs(alerts: Alerts, connection: Connection) -> tuple[int,
     Raises:
         DBAPIError: something cannot be read or written.
     """
-    since: datetime = connection.execute(
-        text("""
-            INSERT INTO omniops_meta.watermarks AS w (name) VALUES (:name)
-            ON CONFLICT (name) DO UPDATE SET name = w.name RETURNING at
-        """),
-        {"name": WATERMARK},
-    ).scalar_one()
+    since = read_watermark(connection, WATERMARK)
     jobs = read_completed(connection, since - OVERLAP)
     is_open = alerts.open_episodes(SITE_LOST_PAGES)
     lost = over = 0
@@ -135,10 +130,7 @@ def look_at_completed_jobs(alerts: Alerts, connection: Connection) -> tuple[int,
         elif key in is_open:
             over += alerts.close(*key, unless_seen_after=job.completed_at) is not None
     if jobs:
-        connection.execute(
-            text("UPDATE omniops_meta.watermarks SET at = greatest(at, :at) WHERE name = :name"),
-            {"name": WATERMARK, "at": jobs[-1].completed_at},
-        )
+        advance_watermark(connection, WATERMARK, jobs[-1].completed_at)
     return len(jobs), lost, over
 
 

@@ -8,33 +8,32 @@ Annotations are evaluated here (no `from __future__ import annotations`): Dagste
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import dagster as dg
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
 
 from resources.crawler.crawl_order import CrawlOrder, InvalidOrder, check_order
 from resources.crawler.plan import CrawlPlan
 from resources.crawler.stored_order import ORDER_TYPES, queued_config
 from resources.crawler.urls import InvalidUrl, normalise, site_of
-from resources.postgres.connection import is_connection_lost
 from resources.postgres.jobs import PersistentJobManager
 from resources.postgres.resource import PostgresResource
 from resources.run_tags import TAG_CUSTOMER, TAG_JOB
 from sensors.crawl_jobs import (
     CRAWL_JOB,
     IN_FLIGHT,
+    MAX_CONFIG_BYTES,
     WAITING,
     Decision,
     End,
     JobRun,
     Launch,
     Status,
+    Tick,
     Wait,
     close_dead_run,
     end_job,
@@ -54,7 +53,6 @@ MAX_WAITING: Final = 100
 MAX_ROWS: Final = 100
 # A run that ends without having claimed the job was killed, or could not start.
 MAX_ATTEMPTS: Final = 3
-MAX_CONFIG_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,34 +216,13 @@ def read_queue(
     return [QueuedJob(*row) for row in rows]
 
 
-@dataclass(slots=True)
-class QueueTick:
-    """What a tick found: runs to start, jobs that were ended with the reason, why others wait, what went wrong."""
-
-    requests: list[dg.RunRequest] = field(default_factory=list)
-    ended: list[End] = field(default_factory=list)
-    waiting: Counter[str] = field(default_factory=Counter)
-    errors: list[str] = field(default_factory=list)
-
-    def summary(self) -> str:
-        """One sentence."""
-        parts = [f"{len(self.requests)} runs to start", f"{len(self.ended)} jobs ended"]
-        if self.waiting:
-            parts.append(f"{self.waiting.total()} wait")
-        if self.errors:
-            parts.append(f"{len(self.errors)} could not be looked at: {self.errors[0]}")
-        return ", ".join(parts)
-
-
-def look_at_queue(
-    engine: Engine, manager: PersistentJobManager, instance: dg.DagsterInstance, now: datetime
-) -> QueueTick:
+def look_at_queue(engine: Engine, manager: PersistentJobManager, instance: dg.DagsterInstance, now: datetime) -> Tick:
     """Read the queue, decide for each job on its own, and end those that cannot be crawled.
 
     Raises:
         DBAPIError: the queue cannot be read. Nothing is taken for an empty one.
     """
-    tick = QueueTick()
+    tick = Tick()
     records = runs_in_flight(instance)
     room = MAX_WAITING - sum(record.dagster_run.status in WAITING for record in records)
     has_run, busy = [], []
@@ -261,23 +238,17 @@ def look_at_queue(
         jobs = read_queue(connection, has_run, busy)
     runs = runs_of(instance, [job.job_id for job in jobs])
     for job in jobs:
-        try:
+        with tick.one_job(job.job_id):
             decision = _decide(job, runs[job.job_id], now)
             if not isinstance(decision, Wait):
                 for run in runs[job.job_id]:
                     if run.has_had_its_time(now):
                         close_dead_run(instance, run, f"its job {job.job_id} waits for another run")
             _carry_out(tick, decision, min(MAX_REQUESTS, room), engine, manager)
-        except DBAPIError as error:
-            if is_connection_lost(error):
-                raise
-            tick.errors.append(f"job {job.job_id}: {str(error.orig).splitlines()[0]}")
-        except Exception as error:  # noqa: BLE001 - one row that nobody thought of must not stop the others
-            tick.errors.append(f"job {job.job_id}: {type(error).__name__}: {error}")
     return tick
 
 
-def _carry_out(tick: QueueTick, decision: Decision, most: int, engine: Engine, manager: PersistentJobManager) -> None:
+def _carry_out(tick: Tick, decision: Decision, most: int, engine: Engine, manager: PersistentJobManager) -> None:
     if isinstance(decision, End):
         if end_job(engine, manager, decision, expected="queued"):
             tick.ended.append(decision)
@@ -309,10 +280,4 @@ def queued_jobs_sensor(
 ) -> dg.SensorResult | dg.SkipReason:
     """Start what was queued."""
     tick = look_at_queue(postgres.engine(), postgres.job_manager(), context.instance, datetime.now(UTC))
-    for end in tick.ended:
-        context.log.warning("job %s is %s: %s", end.job_id, end.status, end.reason)
-    for error in tick.errors:
-        context.log.error("%s", error)
-    if tick.requests:
-        return dg.SensorResult(run_requests=tick.requests)
-    return dg.SkipReason(tick.summary())
+    return tick.answer(context)

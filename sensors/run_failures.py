@@ -24,6 +24,7 @@ from resources.alerts import Alert, Alerts
 from resources.postgres.catalogue import POLICIES
 from resources.postgres.resource import PostgresResource
 from resources.postgres.retention import REMOVABLE
+from resources.postgres.watermarks import advance_watermark, read_watermark
 from resources.run_tags import TAG_CUSTOMER, TAG_DOMAIN, TAG_JOB
 from sensors.alerting import alerts_of
 from sensors.crawl_jobs import CRAWL_JOB, Status
@@ -336,13 +337,7 @@ def follow_runs(
     """
     with engine.begin() as connection:
         # A new installation begins now: what failed before it looked is no news.
-        since: datetime = connection.execute(
-            text("""
-                INSERT INTO omniops_meta.watermarks AS w (name) VALUES (:name)
-                ON CONFLICT (name) DO UPDATE SET name = w.name RETURNING at
-            """),
-            {"name": WATERMARK},
-        ).scalar_one()
+        since = read_watermark(connection, WATERMARK)
     records = instance.get_run_records(
         filters=dg.RunsFilter(statuses=[Status.FAILURE, Status.SUCCESS], updated_after=since - OVERLAP),
         limit=MAX_RUNS,
@@ -372,10 +367,7 @@ def follow_runs(
             for r in records
         )
         with engine.begin() as connection:
-            connection.execute(
-                text("UPDATE omniops_meta.watermarks SET at = greatest(at, :at) WHERE name = :name"),
-                {"name": WATERMARK, "at": newest},
-            )
+            advance_watermark(connection, WATERMARK, newest)
     return Followed(len(records), opened, closed)
 
 

@@ -8,28 +8,27 @@ Annotations are evaluated here (no `from __future__ import annotations`): Dagste
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import dagster as dg
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
 
 from resources.crawler.urls import InvalidUrl, normalise, site_of
-from resources.postgres.connection import is_connection_lost
 from resources.postgres.jobs import PersistentJobManager
 from resources.postgres.resource import PostgresResource
 from sensors.crawl_jobs import (
     CRAWL_JOB,
+    MAX_CONFIG_BYTES,
     WAITING,
     Decision,
     End,
     JobRun,
     Launch,
     Status,
+    Tick,
     Wait,
     close_dead_run,
     end_job,
@@ -51,7 +50,6 @@ MAX_ATTEMPTS: Final = 5
 # After the first attempt, the second, …: a site or a disk that is away for some minutes must not use them all up.
 BACKOFF_SECONDS: Final = (60.0, 300.0, 1_200.0, 3_600.0)
 MAX_ROWS: Final = 200
-MAX_CONFIG_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,30 +191,20 @@ def read_running_without_worker(connection: Connection, *, limit: int = MAX_ROWS
     return [RunningJob(*row) for row in rows]
 
 
-@dataclass(slots=True)
-class StalledTick:
-    """What a tick found: runs to start, jobs that were ended, why others wait, what went wrong."""
-
-    requests: list[dg.RunRequest] = field(default_factory=list)
-    ended: list[End] = field(default_factory=list)
-    waiting: Counter[str] = field(default_factory=Counter)
-    errors: list[str] = field(default_factory=list)
-
-
 def look_at_running_jobs(
     engine: Engine, manager: PersistentJobManager, instance: dg.DagsterInstance, now: datetime
-) -> StalledTick:
+) -> Tick:
     """Read the jobs without a live worker, and decide for each on its own.
 
     Raises:
         DBAPIError: they cannot be read.
     """
-    tick = StalledTick()
+    tick = Tick()
     with engine.connect() as connection:
         jobs = read_running_without_worker(connection)
     runs = runs_of(instance, [job.job_id for job in jobs])
     for job in jobs:
-        try:
+        with tick.one_job(job.job_id):
             own = _own_run(job, runs[job.job_id])
             decision = decide(job, runs[job.job_id], own, _last_word(instance, job, own), now)
             if isinstance(decision, Wait):
@@ -230,12 +218,6 @@ def look_at_running_jobs(
                 continue  # a worker came back in this moment
             if own is not None:
                 close_dead_run(instance, own, f"its job {job.job_id} is resumed or ended")
-        except DBAPIError as error:
-            if is_connection_lost(error):
-                raise
-            tick.errors.append(f"job {job.job_id}: {str(error.orig).splitlines()[0]}")
-        except Exception as error:  # noqa: BLE001 - one row that nobody thought of must not stop the others
-            tick.errors.append(f"job {job.job_id}: {type(error).__name__}: {error}")
     return tick
 
 
@@ -265,10 +247,4 @@ def stalled_jobs_sensor(
 ) -> dg.SensorResult | dg.SkipReason:
     """Resume what was left behind."""
     tick = look_at_running_jobs(postgres.engine(), postgres.job_manager(), context.instance, datetime.now(UTC))
-    for end in tick.ended:
-        context.log.warning("job %s is %s: %s", end.job_id, end.status, end.reason)
-    for error in tick.errors:
-        context.log.error("%s", error)
-    if tick.requests:
-        return dg.SensorResult(run_requests=tick.requests)
-    return dg.SkipReason(f"nothing to resume; {len(tick.ended)} jobs ended, {tick.waiting.total()} wait")
+    return tick.answer(context)
