@@ -133,7 +133,7 @@ def _redis(url: str | None, *, embedded: bool) -> Finding:
     name = f"{info.get('server_name', 'redis')} {info.get('valkey_version') or info.get('redis_version')} ({where})"
     used, most = info.get("used_memory", 0) / 2**20, info.get("maxmemory", 0) / 2**20
     memory = f"{used:.0f} MB of {most:.0f} MB used" if most else f"{used:.0f} MB used, no limit"
-    if state.state != "closed":
+    if state.state != State.CLOSED:
         what = "give it more memory or maxmemory-policy allkeys-lru; on a replica, use the primary's address"
         return Finding("redis", False, f"{name}, {state.state}: {state.reason}; {memory}", what)
-    return Finding("redis", True, f"{name}, {state.state}, {memory}")
+    return Finding("redis", True, f"{name}, in use, {memory}")

@@ -108,7 +108,7 @@ def test_the_doctor_says_what_is_wrong_with_redis_and_what_to_do(valkey: Valkey)
     well = _redis(valkey.url, embedded=False)
     assert well.ok
     assert "valkey" in well.found
-    assert "closed" in well.found
+    assert "in use" in well.found
     with valkey.admin() as admin:
         admin.config_set("maxmemory", "1")
     full = _redis(valkey.url, embedded=False)
