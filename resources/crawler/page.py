@@ -22,7 +22,16 @@ from selectolax.lexbor import LexborHTMLParser
 from resources.crawler.client import ROBOTS_TOKEN
 from resources.crawler.urls import InvalidUrl, Joiner, UnsupportedScheme, normalise
 
-__all__ = ["MAX_LINKS", "Page", "clean_text", "decode", "parse", "robots_directives"]
+__all__ = [
+    "MAX_LINKS",
+    "Page",
+    "clean_text",
+    "decode",
+    "parse",
+    "pieces",
+    "robots_directives",
+    "without_formatting",
+]
 
 MAX_LINKS: Final = 10_000
 """Links of one page that are followed; real sitemap pages have a few thousand."""
@@ -189,14 +198,14 @@ _TAG_ENDS: Final = re.compile(
 _CUTS: Final = re.compile(r"<(?:div|p|li|tr|dt|dd|section|article|table|ul|h[1-6])\b", re.IGNORECASE)
 
 
-def _pieces(text: str) -> list[str]:
-    """Give what is parsed in one go each; nearly always the whole page."""
+def pieces(text: str) -> list[str]:
+    """Cut a page into what is parsed in one go each; nearly always it is one piece, the whole page."""
     if len(text) <= PIECE_CHARACTERS:
         return [text]
     if text.count("<") <= PIECE_TAGS and len(text) <= WHOLE_CHARACTERS and "" not in _TAG_ENDS(text):
         return [text]
     text = _without_scripts(text)
-    pieces: list[str] = []
+    cut: list[str] = []
     start = 0
     while start < len(text):
         end = start + PIECE_CHARACTERS
@@ -210,9 +219,9 @@ def _pieces(text: str) -> list[str]:
             end = cuts[-1] if cuts else end
         piece = text[start:end]
         # Outside of a table, rows are no elements, and their cells would run together.
-        pieces.append("<table>" + piece if piece[:3].lower() == "<tr" else piece)
+        cut.append("<table>" + piece if piece[:3].lower() == "<tr" else piece)
         start = end
-    return pieces
+    return cut
 
 
 # Formatting elements that are open when a block ends are opened again in the next one (HTML standard,
@@ -225,7 +234,7 @@ _FEW_TAGS: Final = 1_500
 _MAX_REOPENED: Final = 2_000_000
 
 
-def _without_formatting(text: str) -> str:
+def without_formatting(text: str) -> str:
     """Make spans of the formatting elements where they could multiply; its text and links stay the same.
 
     The bound is counted on the text alone, so nothing in the page can get around it.
@@ -406,8 +415,8 @@ def _read_html(page: Page, text: str, *, with_text: bool, respect_nofollow: bool
     texts: list[str] = []
     join: Joiner | None = None
     deadline = time.monotonic() + PAGE_SECONDS
-    for piece in _pieces(text):
-        tree = LexborHTMLParser(_without_formatting(piece))
+    for piece in pieces(text):
+        tree = LexborHTMLParser(without_formatting(piece))
         if join is None:
             _read_metadata(page, tree)
             join = _base(page, tree)

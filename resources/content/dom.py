@@ -1,0 +1,305 @@
+"""A page as a small tree of Python objects, and as its blocks of text.
+
+lexbor reads the HTML as a browser does and writes it back as regular HTML; one expression takes that apart, which
+is several times faster than a walk over its nodes. What makes parsing slow is cut off before (`crawler.page`), the
+depth of the tree is bounded, and only its walks recurse.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Final
+
+from selectolax.lexbor import LexborHTMLParser
+
+from resources.crawler.page import PAGE_SECONDS, pieces, without_formatting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["BLOCK_TAGS", "HEADINGS", "Block", "Document", "Element", "blocks_of", "read_document", "unescape"]
+
+MAX_DEPTH: Final = 150
+"""Elements below stay, as children of the one at this depth; real pages have up to 60."""
+
+HEADINGS: Final = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+_BLOCK_TAGS: Final = """
+    address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption figure
+    footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol p pre search section summary
+    table tbody td tfoot th thead tr ul
+"""
+BLOCK_TAGS: Final = frozenset(_BLOCK_TAGS.split())
+_NO_TEXT: Final = [
+    "script", "style", "noscript", "template", "svg", "math", "iframe", "object", "noframes", "noembed",
+    "xmp", "plaintext", "head", "canvas", "audio", "video", "datalist", "textarea", "map",
+]  # fmt: skip
+_VOID_TAGS: Final = (
+    "area base basefont bgsound br col embed frame hr img input keygen link meta param source track wbr"
+)
+_VOID: Final = frozenset(_VOID_TAGS.split())
+_MARKUP: Final = re.compile(r"<(?:(/?[A-Za-z][^\s/>\"]*+)([^>\"]*+(?:\"[^\"]*+\"[^>\"]*+)*+)>|!--.*?-->)", re.DOTALL)
+_ATTRIBUTES: Final = re.compile(r"([^\s=\"]++)=\"([^\"]*+)\"").findall
+
+
+def unescape(text: str) -> str:
+    """Undo what lexbor escapes in texts and attributes."""
+    if "&" not in text:
+        return text
+    return (
+        text.replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&nbsp;", "\xa0")
+        .replace("&quot;", '"')
+        .replace("&amp;", "&")
+    )
+
+
+class Element:
+    """An element: its children are elements and texts, which are still escaped."""
+
+    __slots__ = ("_attributes", "children", "has_block", "parent", "raw", "tag")
+
+    def __init__(self, tag: str, raw: str, parent: Element | None) -> None:
+        self.tag = tag
+        self.raw = raw
+        self.parent = parent
+        self.children: list[Element | str] = []
+        self.has_block = False
+        self._attributes: dict[str, str] | None = None
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The attributes; names in lower case."""
+        if self._attributes is None:
+            self._attributes = {name: unescape(value) for name, value in _ATTRIBUTES(self.raw)} if self.raw else {}
+        return self._attributes
+
+    def get(self, name: str) -> str:
+        """Give an attribute, or the empty text."""
+        return self.attributes.get(name, "") if self.raw else ""
+
+    def ancestors(self) -> Iterator[Element]:
+        """Give the element itself and what it stands in, from inside to outside."""
+        element: Element | None = self
+        while element is not None:
+            yield element
+            element = element.parent
+
+    def iter(self) -> Iterator[Element]:
+        """Give the element and all below it, in the page's order."""
+        stack: list[Element] = [self]
+        while stack:
+            element = stack.pop()
+            yield element
+            stack.extend(child for child in reversed(element.children) if not isinstance(child, str))
+
+    def words(self) -> str:
+        """Give all text below, whitespace folded."""
+        parts: list[str] = []
+        _collect(self, parts)
+        return " ".join(unescape("".join(parts)).split())
+
+
+def _collect(element: Element, parts: list[str]) -> None:
+    for child in element.children:
+        if isinstance(child, str):
+            parts.append(child)
+        elif child.tag == "br":
+            parts.append(" ")
+        else:
+            block = child.tag in BLOCK_TAGS
+            if block:
+                parts.append(" ")
+            _collect(child, parts)
+            if block:
+                parts.append(" ")
+
+
+class Block:
+    """Text that stands together: a paragraph, a heading, an item, a cell.
+
+    Attributes:
+        container: The element whose block it is.
+        nodes: Its inline content, texts and elements, in order.
+        text: What it says; whitespace folded, but a line break where the page has one (in ``pre``: all of them).
+        size: Letters and digits of the text, roughly: characters without spaces.
+        linked: How many of them stand in links.
+    """
+
+    __slots__ = ("container", "linked", "nodes", "size", "text")
+
+    def __init__(self, container: Element, nodes: list[Element | str], text: str, size: int, linked: int) -> None:
+        self.container = container
+        self.nodes = nodes
+        self.text = text
+        self.size = size
+        self.linked = linked
+
+
+class Document:
+    """A page: its tree, and the clean HTML of its body.
+
+    Attributes:
+        root: The html element.
+        html: Regular HTML without scripts and the like.
+        truncated: Only the beginning was read.
+    """
+
+    __slots__ = ("html", "root", "truncated")
+
+    def __init__(self, root: Element, html: str, *, truncated: bool) -> None:
+        self.root = root
+        self.html = html
+        self.truncated = truncated
+
+
+def read_document(text: str, on_first: Callable[[LexborHTMLParser], None] | None = None) -> Document:
+    """Read a page.
+
+    Args:
+        text: HTML without NUL.
+        on_first: Is given the whole tree of the page's beginning, with scripts and head: for metadata.
+    """
+    root = Element("html", "", None)
+    htmls: list[str] = []
+    truncated = False
+    deadline = time.monotonic() + PAGE_SECONDS
+    for number, piece in enumerate(pieces(text)):
+        if number and time.monotonic() > deadline:
+            truncated = True
+            break
+        tree = LexborHTMLParser(without_formatting(piece))
+        if number == 0 and on_first is not None:
+            on_first(tree)
+        tree.strip_tags(_NO_TEXT, recursive=True)
+        html = (tree.root.html or "") if tree.root is not None else ""
+        _build(root, html)
+        htmls.append(html)
+    return Document(root, htmls[0] if len(htmls) == 1 else "\n".join(htmls), truncated=truncated)
+
+
+def _build(root: Element, html: str) -> None:  # noqa: PLR0912 - one loop, for speed
+    """Add to the root what regular HTML holds."""
+    parts = _MARKUP.split(html)
+    top = root
+    depth = 0
+    skipped = 0  # open elements beyond the depth
+    children = root.children
+    for index in range(0, len(parts) - 3, 3):
+        text = parts[index]
+        if text:
+            children.append(text)
+        tag = parts[index + 1]
+        if tag is None:
+            continue
+        if tag[0] != "/":
+            if tag in _VOID:
+                if tag in ("br", "img", "hr", "wbr"):
+                    children.append(Element(tag, parts[index + 2], top))
+                continue
+            if depth >= MAX_DEPTH:
+                skipped += 1
+                if tag in BLOCK_TAGS:
+                    children.append(Element("br", "", top))
+                continue
+            element = Element(tag, parts[index + 2], top)
+            children.append(element)
+            children = element.children
+            top = element
+            depth += 1
+            if tag in BLOCK_TAGS:
+                ancestor = element.parent
+                while ancestor is not None and not ancestor.has_block:
+                    ancestor.has_block = True
+                    ancestor = ancestor.parent
+        elif skipped:
+            skipped -= 1
+        elif top.parent is not None:
+            top = top.parent
+            children = top.children
+            depth -= 1
+    if parts[-1]:
+        root.children.append(parts[-1])
+
+
+# ------------------------------------------------------------------------------------------ blocks
+
+_SPACES: Final = re.compile(r"[^\S\n]*\n\s*|[^\S\n]+")
+
+
+def blocks_of(root: Element) -> list[Block]:
+    """Give the blocks of text below an element, in the page's order."""
+    blocks: list[Block] = []
+    _walk(root, root, blocks, linked=False)
+    return blocks
+
+
+def _walk(element: Element, container: Element, blocks: list[Block], *, linked: bool) -> None:
+    run: list[Element | str] = []
+    breaks = 0
+    for child in element.children:
+        if isinstance(child, str):
+            if breaks and not child.isspace():
+                if breaks > 1 and run:
+                    _flush(container, run, blocks, linked)
+                    run = []
+                breaks = 0
+            run.append(child)
+            continue
+        tag = child.tag
+        if tag == "br":
+            breaks += 1
+            run.append(child)
+        elif tag == "hr":
+            if run:
+                _flush(container, run, blocks, linked)
+                run = []
+        elif child.has_block or tag in BLOCK_TAGS:
+            if run:
+                _flush(container, run, blocks, linked)
+                run = []
+            breaks = 0
+            _walk(child, child, blocks, linked=linked or tag == "a")
+        else:
+            if breaks > 1 and run:
+                _flush(container, run, blocks, linked)
+                run = []
+            breaks = 0
+            run.append(child)
+    if run:
+        _flush(container, run, blocks, linked)
+
+
+def _flush(container: Element, run: list[Element | str], blocks: list[Block], all_linked: bool) -> None:
+    parts: list[str] = []
+    linked = _inline(run, parts)
+    raw = unescape("".join(parts))
+    if not raw or raw.isspace():
+        return
+    if container.tag == "pre":
+        text = raw.replace("\1", "\n").strip("\n")
+    elif "\1" in raw:
+        text = "\n".join(line for part in raw.split("\1") if (line := " ".join(part.split())))
+    else:
+        text = " ".join(raw.split())
+    if text:
+        size = len(text) - text.count(" ")
+        blocks.append(Block(container, run, text, size, size if all_linked else min(linked, size)))
+
+
+def _inline(nodes: list[Element | str], parts: list[str]) -> int:
+    """Collect the texts of inline content; give how many characters of it are linked."""
+    linked = 0
+    for node in nodes:
+        if isinstance(node, str):
+            parts.append(node)
+        elif node.tag == "br":
+            parts.append("\1")
+        elif node.tag == "a":
+            before = len(parts)
+            _inline(node.children, parts)
+            linked += sum(len(part) - part.count(" ") for part in parts[before:])
+        elif node.children:
+            linked += _inline(node.children, parts)
+    return linked

@@ -1,0 +1,109 @@
+"""Which parts of a page are furniture: navigation, banners, footers, dialogs, hidden things."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from resources.content.dom import BLOCK_TAGS, HEADINGS
+
+if TYPE_CHECKING:
+    from resources.content.dom import Element
+
+__all__ = ["furniture_of"]
+
+_LANDMARKS: Final = """
+    navigation banner contentinfo search dialog alertdialog menu menubar toolbar complementary tooltip
+"""
+_ROLES: Final = frozenset(_LANDMARKS.split())
+_CONTROLS: Final = frozenset({"select", "input", "progress", "meter"})
+_NEVER: Final = frozenset({"html", "body", "main", "article", "table", "tbody", "tr", "td", "th", "h1"})
+
+# Words of class and id, split at what is no letter and where case changes.
+_WORDS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])").findall
+_FURNITURE: Final = """
+    nav navbar navigation navi subnav sidenav topnav navbox menu submenu megamenu breadcrumb breadcrumbs footer
+    cookie cookies consent gdpr newsletter subscribe signup paywall modal popup lightbox offcanvas drawer
+    sidebar share sharing sharer social socials sharedaddy addthis addtoany related recommended recommendations
+    recommendation outbrain taboola sponsored sponsor advert advertisement advertising ads adsense promo
+    pagination pager skip skiplink toc minicart
+    disqus comments comment commentlist respond
+"""
+_NAMES: Final = frozenset(_FURNITURE.split())
+_DENIALS: Final = frozenset({"has", "no", "with", "without", "is", "not", "hide", "hides", "above", "below"})
+_HIDDEN_STYLE: Final = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE).search
+_UNFOLDS: Final = re.compile(
+    r"accordion|collaps|panel|answer|tab|faq|toggle|expand|detail|content|spoiler", re.IGNORECASE
+).search
+
+
+@lru_cache(maxsize=20_000)
+def named_as_furniture(names: str) -> bool:
+    """Tell whether an element's classes or id name it as furniture."""
+    for name in names.split():
+        words = [word.lower() for word in _WORDS(name)]
+        if words and (words[0] in _NAMES or words[-1] in _NAMES) and not _DENIALS.intersection(words):
+            return True
+    return False
+
+
+def _is_hidden(element: Element, unfolded: frozenset[str]) -> bool:
+    raw = element.raw
+    if "hidden" not in raw and "none" not in raw:
+        return False
+    attributes = element.attributes
+    hidden = (
+        ("hidden" in attributes and attributes["hidden"] != "until-found")
+        or ("style" in attributes and _HIDDEN_STYLE(attributes["style"]) is not None)
+        or attributes.get("aria-hidden") == "true"
+    )
+    if not hidden:
+        return False
+    # What a click shows is content: answers of an FAQ, tabs of a product.
+    return not (
+        attributes.get("role") in ("tabpanel", "region")
+        or attributes.get("id", "") in unfolded
+        or _UNFOLDS(f"{attributes.get('class', '')} {attributes.get('id', '')}")
+    )
+
+
+def furniture_of(root: Element) -> set[Element]:
+    """Give the outermost elements that are furniture by tag, role, class, id or being hidden."""
+    unfolded = frozenset(
+        name
+        for element in root.iter()
+        if element.raw and "aria-controls" in element.raw
+        for name in element.get("aria-controls").split()
+    )
+    found: set[Element] = set()
+    stack = [root]
+    while stack:
+        element = stack.pop()
+        if element is not root and _is_furniture(element, unfolded):
+            found.add(element)
+            continue
+        stack.extend(child for child in element.children if not isinstance(child, str))
+    return found
+
+
+def _is_furniture(element: Element, unfolded: frozenset[str]) -> bool:  # noqa: PLR0911 - the cheap tests first
+    tag = element.tag
+    if tag in ("nav", "menu", "dialog", "search") or tag in _CONTROLS:
+        return True
+    if tag == "button":
+        return not any(a.tag in HEADINGS or a.tag in ("dt", "summary") for a in element.ancestors())
+    if tag in ("footer", "header", "aside"):
+        return tag != "header" or not any(a.tag in ("main", "article") for a in element.ancestors())
+    raw = element.raw
+    if not raw:
+        return False
+    if "role=" in raw and element.get("role") in _ROLES:
+        return True
+    if _is_hidden(element, unfolded):
+        return True
+    if tag in _NEVER or (tag not in BLOCK_TAGS and tag != "span"):
+        return False
+    if "class=" in raw or "id=" in raw:
+        return named_as_furniture(f"{element.get('class')} {element.get('id')}")
+    return False
