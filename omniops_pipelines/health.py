@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from resources import stack
+from resources.crawler.rendering.chromium import find_chromium, missing_browser
 from resources.postgres.connection import DatabaseError, connect_once, redact
 from resources.postgres.migrate import DAGSTER_SCHEMA, migration_state
 from resources.redis import RedisWithFallback
@@ -61,6 +62,9 @@ def _programs(settings: Settings) -> Iterator[Finding]:
     yield Finding("python", fits, running, "" if fits else "use Python 3.11, 3.12 or 3.13")
     for package in ("dagster", "crawlee", "SQLAlchemy", "psycopg", "redis"):
         yield Finding(package.lower(), True, version(package))
+    missing = missing_browser()
+    # Not broken without: only what asks for render=browser or auto needs it.
+    yield Finding("browser", True, f"none, so no render=browser: {missing}" if missing else str(find_chromium()))
     yield Finding("home", True, str(settings.home))
 
 

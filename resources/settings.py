@@ -57,6 +57,7 @@ class Settings:
         statistics_first_day: the first day, in UTC, that has daily statistics (`OMNIOPS_STATISTICS_FIRST_DAY`).
         source_url: of this project's files at a revision, for links from assets to their code, for example
             https://git.example/omniops/blob/main (`OMNIOPS_SOURCE_URL`); None: they open the files of this machine.
+        chromium: the browser that renders pages, by path or name (`OMNIOPS_CHROMIUM`); None: one is looked for.
     """
 
     home: Path
@@ -72,6 +73,7 @@ class Settings:
     alert_settle_seconds: float = DEFAULT_ALERT_SETTLE_SECONDS
     statistics_first_day: date = DEFAULT_STATISTICS_FIRST_DAY
     source_url: str | None = None
+    chromium: str | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -96,6 +98,7 @@ class Settings:
             alert_settle_seconds=_seconds(env, "OMNIOPS_ALERT_SETTLE_SECONDS", DEFAULT_ALERT_SETTLE_SECONDS),
             statistics_first_day=_day(env, "OMNIOPS_STATISTICS_FIRST_DAY", DEFAULT_STATISTICS_FIRST_DAY),
             source_url=_web_page(env, "OMNIOPS_SOURCE_URL"),
+            chromium=(env.get("OMNIOPS_CHROMIUM") or "").strip() or None,
         )
 
 

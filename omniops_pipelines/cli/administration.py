@@ -84,6 +84,7 @@ def env() -> None:
         "OMNIOPS_ALERT_SETTLE_SECONDS": f"{settings.alert_settle_seconds:g}",
         "OMNIOPS_STATISTICS_FIRST_DAY": settings.statistics_first_day.isoformat(),
         "OMNIOPS_SOURCE_URL": settings.source_url or "",
+        "OMNIOPS_CHROMIUM": settings.chromium or "",
     }
     for name, value in values.items():
         click.echo(f"export {name}={shlex.quote(value)}")

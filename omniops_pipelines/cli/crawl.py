@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from resources.crawler.crawl_order import CrawlOrder, PlannedCrawl
 
+_RENDER_MODES = ("http", "browser", "auto")
 _JOB_TYPES = ("full_crawl", "incremental", "sitemap", "single_page")
 
 # What `--json` ends with, in this order.
@@ -58,6 +59,11 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Allow private and loopback addresses: for sites on your own machine.  [default: no]",
 )
 @click.option("--embed/--no-embed", default=None, help="Compute embeddings.  [default: no]")
+@click.option(
+    "--render",
+    type=click.Choice(_RENDER_MODES),
+    help="Run pages' scripts: in a browser, always or (auto) where the server sends an empty shell.  [default: http]",
+)
 @click.option("--shards", type=int, help="Workers that share the job.  [default: 1]")
 @_limits
 def crawl(urls: tuple[str, ...], as_json: bool, **options: Any) -> int:
@@ -139,6 +145,7 @@ def _run(order: CrawlOrder, *, customer_given: bool, as_json: bool) -> int:
                 order = replace(order, customer=known["customer"])
         planned = crawl_order.plan_crawl(order, manager)
         if not planned.finished:
+            crawl_order.check_browser(planned.plan)
             crawl_order.check_hosts(planned.plan)
     except crawl_order.InvalidOrder as error:
         raise click.UsageError(str(error)) from error

@@ -64,6 +64,14 @@ class JobType(str, Enum):  # noqa: UP042 - Dagster's Launchpad types enums by me
     single_page = "single_page"
 
 
+class Render(str, Enum):  # noqa: UP042 - as JobType
+    """Who makes a page: the server, or scripts in a browser."""
+
+    http = "http"
+    browser = "browser"
+    auto = "auto"
+
+
 class CrawlConfig(dg.Config):
     """What to crawl, and within which limits."""
 
@@ -102,6 +110,12 @@ class CrawlConfig(dg.Config):
     embed: bool = Field(default=False, description="Compute embeddings. Not part of this version: leave it off.")
     shards: int = Field(default=1, description="Workers that share the job. This version has one: leave it at 1.")
 
+    render: Render = Field(
+        default=Render.http,
+        description="http: pages as the server sends them. browser: every page's scripts run, in a Chromium on the "
+        "machine of the run. auto: only where the server sends an empty shell.",
+    )
+
     def order(self) -> CrawlOrder:
         """The configuration as an order."""
         return CrawlOrder(
@@ -119,6 +133,7 @@ class CrawlConfig(dg.Config):
             allow_private=self.allow_private,
             embed=self.embed,
             shards=self.shards,
+            render=self.render.value,
         )
 
 
@@ -295,6 +310,7 @@ def crawl_pages(
         "bytes": outcome.progress.bytes,
         "retries": outcome.progress.retries,
         "repairs": outcome.progress.repairs,
+        "rendering": dict(outcome.progress.rendering),
         "phases": {name: round(seconds, 3) for name, seconds in outcome.progress.phases.items()},
     }
 
@@ -338,7 +354,8 @@ def complete_crawl(
         )
     figures = {name: value for name, value in summary.items() if value is not None}
     redis = manager.cache.snapshot().as_dict() if manager.cache is not None else {}
-    context.add_output_metadata({**figures, "phases": crawled.get("phases") or {}, "redis": redis})
+    rendering = {"rendering": crawled["rendering"]} if crawled.get("rendering") else {}
+    context.add_output_metadata({**figures, "phases": crawled.get("phases") or {}, **rendering, "redis": redis})
     if job["status"] == "failed":
         raise dg.Failure(
             description=f"job {job_id} failed: {job['error_message']}", metadata=figures, allow_retries=False
@@ -375,6 +392,7 @@ def _plan(order: CrawlOrder, manager: PersistentJobManager) -> PlannedCrawl:
     if job is None or job["status"] != "queued" or job["run_id"] or job["customer"] != order.customer:
         planned = crawl_order.plan_crawl(order, manager)
         if not planned.finished:
+            crawl_order.check_browser(planned.plan)
             crawl_order.check_hosts(planned.plan)
         return planned
     # Another program wrote the row, and nobody has checked what it asks for.
@@ -382,6 +400,7 @@ def _plan(order: CrawlOrder, manager: PersistentJobManager) -> PlannedCrawl:
         plan = plan_for_queued_job(order, job["job_type"], job["config"])
         wanted = crawl_order.check_urls(order.urls) if order.urls else plan.urls
         if wanted == plan.urls:
+            crawl_order.check_browser(plan)
             crawl_order.check_hosts(plan)
     except (InvalidOrder, RefusedOrder) as error:
         manager.fail_job(order.job_id, str(error))

@@ -31,6 +31,8 @@ from resources.crawler.client import FetchLimits, GuardedHttpClient
 from resources.crawler.collector import calm_collector
 from resources.crawler.page import parse
 from resources.crawler.plan import CrawlOutcome, CrawlProgress
+from resources.crawler.rendering.browser import RenderLimits
+from resources.crawler.rendering.fetcher import RenderingFetcher, pages_at_once
 from resources.crawler.request_manager import FrontierRequestManager, Pace, Task
 from resources.crawler.robots import RobotsPolicy, fetch_policy
 from resources.crawler.urls import Globs, looks_binary, origin_of, site_of, url_hash
@@ -138,6 +140,7 @@ class Crawl:
         reconnect: called when the database was lost, before it is tried again.
         run_id: of the Dagster run, kept with the worker.
         limits: bounds of one fetch.
+        render_limits: bounds of rendering one page, where the plan asks for a browser.
     """
 
     def __init__(
@@ -151,6 +154,7 @@ class Crawl:
         reconnect: Callable[[], None] | None = None,
         run_id: str | None = None,
         limits: FetchLimits | None = None,
+        render_limits: RenderLimits | None = None,
     ) -> None:
         self._plan = plan
         self._frontier = frontier
@@ -160,6 +164,7 @@ class Crawl:
         self._run_id = run_id
         limits = limits or FetchLimits()
         self._limits = replace(limits, connections=max(limits.connections, plan.concurrency))
+        self._render_limits = render_limits or RenderLimits()
         self.progress = start_from or CrawlProgress()
         self._sites = frozenset(site_of(url) for url in plan.urls)
         self._globs = Globs(plan.include, plan.exclude)
@@ -175,6 +180,7 @@ class Crawl:
         self._manager: FrontierRequestManager | None = None
         self._crawler: _FrontierCrawler | None = None
         self._client: GuardedHttpClient | None = None
+        self._renderer: RenderingFetcher | None = None
         self._aborting: asyncio.Task[None] | None = None
         self._followers: CommitFollowers | None = None
         self._started = 0.0
@@ -246,11 +252,14 @@ class Crawl:
         self._manager = manager
         client = GuardedHttpClient(allow_private=self._plan.allow_private, limits=self._limits)
         self._client = client
+        self._renderer = self._build_renderer(client)
         crawler = self._build_crawler(client, manager)
         self._crawler = crawler
         writer.start()
         watch = asyncio.create_task(self._watch(worker, manager, executor), name="crawl watch")
         try:
+            if self._renderer is not None and self._plan.render == "browser" and self._stop_reason is None:
+                await self._renderer.start()
             if self._stop_reason is None:
                 await crawler.run()
             await writer.close()
@@ -259,6 +268,8 @@ class Crawl:
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
+            if self._renderer is not None:
+                await self._renderer.cleanup()
             await client.cleanup()
             self._update_progress(manager, writer)
             await self._release(worker, executor)
@@ -269,9 +280,29 @@ class Crawl:
         except Exception as error:  # noqa: BLE001 - the lease runs out by itself; the crawl's own error matters more
             logger.warning("worker %d could not be released (%s): its lease runs out by itself", worker, error)
 
+    def _build_renderer(self, client: GuardedHttpClient) -> RenderingFetcher | None:
+        plan = self._plan
+        if plan.render == "http":
+            return None
+        return RenderingFetcher(
+            client,
+            plan.render,
+            plan.urls,
+            concurrency=plan.concurrency,
+            limits=self._render_limits,
+            counts=self.progress.rendering,
+        )
+
     def _build_crawler(self, client: GuardedHttpClient, manager: FrontierRequestManager) -> _FrontierCrawler:
         events = _quiet_crawlee()
         n = self._plan.concurrency
+        page_seconds = self._limits.page_seconds
+        if self._renderer is not None:
+            # With a browser for each, more pages at once would only wait for a place in it.
+            places = pages_at_once(n)
+            turns = -(-n // places)
+            n = places if self._plan.render == "browser" else n
+            page_seconds += 60 + 2 * turns * (self._render_limits.page_seconds + 30)
         return _FrontierCrawler(
             configuration=Configuration(purge_on_start=False),
             event_manager=events,
@@ -288,7 +319,7 @@ class Crawl:
             statistics=Statistics.with_default_state(persistence_enabled=False, log_interval=timedelta(days=1)),
             status_message_logging_interval=timedelta(days=1),
             # The client has its own time limit for a page; this one only catches a handler that hangs.
-            request_handler_timeout=timedelta(seconds=2 * self._limits.page_seconds + 60),
+            request_handler_timeout=timedelta(seconds=2 * page_seconds + 60),
         )
 
     def _commit(self, worker: int, batch: Batch, own_links: int) -> Committed:
@@ -347,7 +378,12 @@ class Crawl:
         if self._crawler is not None:
             self._crawler.stop(self._stop_reason or "stopped")
         if self._client is not None and self._aborting is None:
-            self._aborting = asyncio.ensure_future(self._client.cleanup())
+            self._aborting = asyncio.ensure_future(self._cut_off(self._client))
+
+    async def _cut_off(self, client: GuardedHttpClient) -> None:
+        if self._renderer is not None:
+            await self._renderer.cleanup()
+        await client.cleanup()
 
     def _update_progress(self, manager: FrontierRequestManager, writer: BatchWriter) -> None:
         progress = self.progress
@@ -396,7 +432,9 @@ class Crawl:
             skipped.error_message = policy.reason
             return [skipped], []
         started = time.perf_counter()
-        fetched = await client.fetch(task.url, follow=lambda target: self._may_follow(target, manager))
+        fetched = await (self._renderer or client).fetch(
+            task.url, follow=lambda target: self._may_follow(target, manager)
+        )
         self.progress.phases["fetch"] += time.perf_counter() - started
         self.progress.bytes += fetched.http_bytes
         if manager.stopping and (fetched.error is not None or fetched.retryable):

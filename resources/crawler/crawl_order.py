@@ -18,8 +18,10 @@ from resources.crawler.plan import (
     DEFAULT_MAX_DEPTH,
     DEFAULT_MAX_PAGES,
     DEFAULT_MAX_SECONDS,
+    RENDER_MODES,
     CrawlPlan,
 )
+from resources.crawler.rendering.chromium import missing_browser
 from resources.crawler.urls import GlobError, Globs, InvalidUrl, normalise, site_of
 from resources.postgres.access import check_runtime_url
 from resources.postgres.connection import DatabaseNotMigrated
@@ -68,6 +70,7 @@ class CrawlOrder:
     allow_private: bool = False
     embed: bool = False
     shards: int = 1
+    render: str = "http"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,9 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
         if not low <= value <= high:
             msg = f"{name} is {value}, but it must be between {low:,} and {high:,} {unit}"
             raise InvalidOrder(msg)
+    if order.render not in RENDER_MODES:
+        msg = f"render is {order.render!r}, but it must be one of {', '.join(RENDER_MODES)}"
+        raise InvalidOrder(msg)
     if order.shards != 1:
         msg = f"shards is {order.shards}, but this version crawls a job with one worker: leave it at 1"
         raise InvalidOrder(msg)
@@ -165,6 +171,7 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
         exclude=tuple(order.exclude),
         respect_robots=order.respect_robots,
         allow_private=order.allow_private,
+        render=order.render,
     )
 
 
@@ -188,6 +195,17 @@ def check_database(database_url: str) -> None:
             f"{state.head}): run `omniops migrate`"
         )
         raise DatabaseNotMigrated(msg)
+
+
+def check_browser(plan: CrawlPlan) -> None:
+    """Refuse to render where there is no browser, on the machine that is to do it.
+
+    Raises:
+        RefusedOrder: what is missing, and how to get it.
+    """
+    if plan.render != "http" and (missing := missing_browser()) is not None:
+        msg = f"render={plan.render} needs a browser, and {missing}"
+        raise RefusedOrder(msg)
 
 
 def check_hosts(plan: CrawlPlan) -> None:

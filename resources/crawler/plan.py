@@ -14,6 +14,9 @@ DEFAULT_MAX_DEPTH = 20
 DEFAULT_MAX_SECONDS = 3_600
 DEFAULT_CONCURRENCY = 16
 
+# How pages are made: by the server; by scripts, in a browser; by scripts where the server sends an empty shell.
+RENDER_MODES = ("http", "browser", "auto")
+
 
 @dataclass(frozen=True, slots=True)
 class CrawlPlan:
@@ -31,6 +34,7 @@ class CrawlPlan:
         respect_robots: robots.txt, `noindex` and `nofollow` are obeyed.
         allow_private: private and loopback addresses may be fetched.
         keep_text: page texts are kept and indexed.
+        render: one of `RENDER_MODES`.
     """
 
     urls: tuple[str, ...]
@@ -44,6 +48,7 @@ class CrawlPlan:
     respect_robots: bool = True
     allow_private: bool = False
     keep_text: bool = True
+    render: str = "http"
 
     def as_config(self) -> dict[str, Any]:
         """The plan as it is kept with the job."""
@@ -75,6 +80,8 @@ class CrawlProgress:
         bytes: on the wire, this run.
         retries: tries after the first, this run.
         seconds: since this run's start.
+        rendering: pages that a browser rendered (`rendered`) and could not (`render_failed`), browsers started, and
+            connections refused to pages; empty without a browser.
         phases: seconds of work spent in `fetch` (waiting included), `parse`, `write` (Postgres), and, beside it,
             `cache` and `index`.
     """
@@ -90,6 +97,7 @@ class CrawlProgress:
     retries: int = 0
     repairs: int = 0
     seconds: float = 0.0
+    rendering: dict[str, int] = field(default_factory=dict)
     phases: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("fetch", "parse", "write", "cache", "index"), 0.0)
     )

@@ -152,6 +152,7 @@ BAD = [
     ({"crawl": {"max_page": 5}}, "max_page, which is unknown"),
     ({"crawl": {"allow_private": True}}, "allow_private, which is unknown"),
     ({"crawl": {"respect_robots": "no"}}, "respect_robots is 'no'"),
+    ({"crawl": {"render": "firefox"}}, "render is 'firefox', but it must be one of http, browser, auto"),
     ({"crawl": {"include": "docs"}}, "include is 'docs'"),
     ({"crawl": {"include": ["docs"]}}, "docs"),
     ({"crawl": {"urls": ["ftp://shop.example/"]}}, "ftp"),
