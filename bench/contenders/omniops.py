@@ -15,6 +15,7 @@ from omniops_pipelines.jobs.crawl import _result_cache, _run_interruptibly
 from resources import stack
 from resources.crawler.crawl import Crawl
 from resources.crawler.plan import CrawlPlan
+from resources.crawler.politeness import shared_limiter
 from resources.postgres.content import index_waiting_content
 from resources.postgres.frontier import CrawlFrontier
 
@@ -59,6 +60,7 @@ def main() -> None:
         on_committed=on_committed,
         index=partial(index_waiting_content, stack.database_engine()),
         reconnect=stack.endpoints().ensure_running,
+        limiter=shared_limiter(order.manager.cache),
     )
     measure.start()
     outcome = _run_interruptibly(crawl, "cancelled", lambda: None)

@@ -39,6 +39,9 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-depth", type=int, help="How many links away from a start url.  [default: 20]"),
         click.option("--max-seconds", type=int, help="Longest duration of this run.  [default: 3600]"),
         click.option("--concurrency", type=int, help="Requests at once.  [default: 16]"),
+        click.option(
+            "--requests-per-minute", type=int, help="To one domain, by all crawls together.  [default: no limit]"
+        ),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output at the end."),
     )
     for option in reversed(options):

@@ -34,6 +34,7 @@ from resources.crawler.plan import (
     CrawlPlan,
     CrawlProgress,
 )
+from resources.crawler.politeness import shared_limiter
 from resources.crawler.stored_order import plan_for_queued_job
 from resources.crawler.urls import site_of
 from resources.postgres.connection import DatabaseError, DatabaseUnreachable
@@ -96,6 +97,10 @@ class CrawlConfig(dg.Config):
     max_depth: int = Field(default=DEFAULT_MAX_DEPTH, description="How many links away from a start url.")
     max_seconds: int = Field(default=DEFAULT_MAX_SECONDS, description="Longest duration of this run, in seconds.")
     concurrency: int = Field(default=DEFAULT_CONCURRENCY, description="Requests at once.")
+    requests_per_minute: int = Field(
+        default=0,
+        description="To one domain, by all crawls together; the strictest limit that is known holds. 0: no limit.",
+    )
     include: list[str] = Field(
         default=[],
         description="Globs: where there are any, only links that match one are followed "
@@ -127,6 +132,7 @@ class CrawlConfig(dg.Config):
             max_depth=self.max_depth,
             max_seconds=self.max_seconds,
             concurrency=self.concurrency,
+            requests_per_minute=self.requests_per_minute,
             include=tuple(self.include),
             exclude=tuple(self.exclude),
             respect_robots=self.respect_robots,
@@ -273,6 +279,7 @@ def crawl_pages(
         index=partial(index_waiting_content, postgres.engine()),
         reconnect=postgres.endpoints().ensure_running,
         run_id=context.run_id,
+        limiter=shared_limiter(manager.cache),
     )
     report = _reporter(context, planned, crawl.progress)
     on_interrupt = context.run.tags.get(TAG_ON_INTERRUPT, "cancelled")
@@ -312,6 +319,7 @@ def crawl_pages(
         "repairs": outcome.progress.repairs,
         "rendering": dict(outcome.progress.rendering),
         "phases": {name: round(seconds, 3) for name, seconds in outcome.progress.phases.items()},
+        "politeness": crawl.politeness.in_force(),
     }
 
 
@@ -355,7 +363,13 @@ def complete_crawl(
     figures = {name: value for name, value in summary.items() if value is not None}
     redis = manager.cache.snapshot().as_dict() if manager.cache is not None else {}
     rendering = {"rendering": crawled["rendering"]} if crawled.get("rendering") else {}
-    context.add_output_metadata({**figures, "phases": crawled.get("phases") or {}, **rendering, "redis": redis})
+    context.add_output_metadata({
+        **figures,
+        "phases": crawled.get("phases") or {},
+        "politeness": crawled.get("politeness") or {},
+        **rendering,
+        "redis": redis,
+    })  # fmt: skip
     if job["status"] == "failed":
         raise dg.Failure(
             description=f"job {job_id} failed: {job['error_message']}", metadata=figures, allow_retries=False
@@ -515,6 +529,8 @@ def _reporter(context: dg.OpExecutionContext, planned: dict[str, Any], now: Craw
             f"{now.total} pages ({now.successful} kept, {now.failed} failed, {now.skipped} skipped), "
             f"{now.pages_per_second:.1f} pages/s, {now.waiting} waiting"
         )
+        if now.delay:
+            line += f", {now.delay:.2f} s between two requests"
         try:
             context.log.info(line)
             context.log_event(
@@ -529,6 +545,7 @@ def _reporter(context: dg.OpExecutionContext, planned: dict[str, Any], now: Craw
                         "skipped_pages": now.skipped,
                         "pages_per_second": round(now.pages_per_second, 2),
                         "waiting": now.waiting,
+                        "delay": round(now.delay, 3),
                     },
                 )
             )

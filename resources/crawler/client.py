@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import aiohttp
 from aiohttp import hdrs
@@ -138,7 +138,7 @@ class Fetched:
     error: str | None = None
     """One of: invalid_url, dns, address_refused, connection_refused, unreachable, connection_reset, timeout,
     tls, protocol, header_too_large, incomplete, body_too_large, bad_encoding, decompression,
-    redirect_invalid, redirect_loop, too_many_redirects, or what `follow` said."""
+    redirect_invalid, redirect_loop, too_many_redirects, stopped, or what `follow` said."""
     error_detail: str | None = None
     retryable: bool = False
     """Whether another try can end otherwise: resets, time-outs, cut bodies, 408, 425, 429, 5xx."""
@@ -439,6 +439,38 @@ def _classify(error: BaseException) -> FetchFailed:  # noqa: PLR0911, PLR0912 - 
     return FetchFailed("protocol", f"{type(error).__name__}: {text}")
 
 
+class _Clock:
+    """The deadline of a fetch, and the seconds for which it stood still."""
+
+    __slots__ = ("deadline", "waited")
+
+    def __init__(self) -> None:
+        self.deadline: asyncio.Timeout | None = None
+        self.waited = 0.0
+
+
+async def _wait_for_permission(politeness: AsksFirst, url: str, clock: _Clock | None) -> None:
+    """Wait for our own politeness, which is none of the site's time.
+
+    Raises:
+        FetchFailed: stopped, where no permission comes any more.
+    """
+    now = asyncio.get_running_loop().time
+    started = now()
+    deadline = clock.deadline if clock is not None else None
+    when = deadline.when() if deadline is not None else None
+    if deadline is not None:
+        deadline.reschedule(None)
+    refused = await politeness.permission(url)
+    waited = now() - started
+    if clock is not None:
+        clock.waited += waited
+    if deadline is not None and when is not None:
+        deadline.reschedule(when + waited)
+    if refused:
+        raise FetchFailed("stopped", "the crawl stops", retryable=True)
+
+
 class _Stopped(FetchFailed):
     """A redirect that is not followed; carries where it stood."""
 
@@ -451,6 +483,16 @@ class _Stopped(FetchFailed):
 # ------------------------------------------------------------------------------------------ client
 
 
+class AsksFirst(Protocol):
+    """Who is asked before each request; see `resources.crawler.politeness`."""
+
+    def at_once(self, url: str) -> bool:
+        """True if it may be sent at once."""
+
+    async def permission(self, url: str) -> float:
+        """Wait until it may be sent; more than 0.0 if it may not, because the crawl is stopping."""
+
+
 class GuardedHttpClient(HttpClient):
     """Fetches urls within limits and never from a refused address.
 
@@ -458,16 +500,20 @@ class GuardedHttpClient(HttpClient):
     Cookies, proxies of the environment and netrc are not used.
     """
 
-    def __init__(self, *, allow_private: bool = False, limits: FetchLimits | None = None) -> None:
+    def __init__(
+        self, *, allow_private: bool = False, limits: FetchLimits | None = None, politeness: AsksFirst | None = None
+    ) -> None:
         """Make a client; nothing is opened yet.
 
         Args:
             allow_private: Let it connect to a person's own machine and network (see `guard`).
             limits: What one fetch may cost.
+            politeness: Asked before each request, redirects and robots.txt included; None: nobody is.
         """
         super().__init__(persist_cookies_per_session=False)
         self.allow_private = allow_private
         self.limits = limits or FetchLimits()
+        self._politeness = politeness
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # The total is a deadline over all hops, set once in `fetch`.
@@ -519,6 +565,8 @@ class GuardedHttpClient(HttpClient):
         payload: bytes | None = None,
         follow: Callable[[str], str | None] | None = None,
         max_redirects: int | None = None,
+        permitted: bool = False,
+        clock: _Clock | None = None,
     ) -> tuple[aiohttp.ClientResponse, str]:
         """Ask, and follow redirects by hand, each hop checked like the first.
 
@@ -530,6 +578,9 @@ class GuardedHttpClient(HttpClient):
         limit = self.limits.max_redirects if max_redirects is None else max_redirects
         seen: set[str] | None = None
         while True:
+            if not permitted and self._politeness is not None and not self._politeness.at_once(url):
+                await _wait_for_permission(self._politeness, url, clock)
+            permitted = False
             response = await session.request(
                 method, URL(url, encoded=True), headers=headers, data=payload, allow_redirects=False
             )
@@ -598,6 +649,7 @@ class GuardedHttpClient(HttpClient):
         max_bytes: int | None = None,
         truncate: bool = False,
         max_redirects: int | None = None,
+        permitted: bool = False,
     ) -> Fetched:
         """Fetch a url, following redirects, and say what came of it.
 
@@ -609,19 +661,27 @@ class GuardedHttpClient(HttpClient):
             max_bytes: Instead of the limit for bodies.
             truncate: Keep the first `max_bytes` of a longer body, and no error.
             max_redirects: Instead of the limit for redirects.
+            permitted: The politeness of the crawl has been asked for the first request already.
 
         Returns:
             Always an answer or a named reason; only cancellation is raised (and what `follow` raises).
         """
         started = time.perf_counter()
+        clock = _Clock()
         fetched = Fetched(url, url)
         response: aiohttp.ClientResponse | None = None
         try:
             fetched.url = fetched.final_url = url = normalise(url)
-            async with asyncio.timeout(self.limits.page_seconds):
+            async with asyncio.timeout(self.limits.page_seconds) as clock.deadline:
                 try:
                     response, fetched.final_url = await self._open(
-                        url, fetched.hops, headers=headers, follow=follow, max_redirects=max_redirects
+                        url,
+                        fetched.hops,
+                        headers=headers,
+                        follow=follow,
+                        max_redirects=max_redirects,
+                        permitted=permitted,
+                        clock=clock,
                     )
                 except _Stopped as stop:
                     fetched.final_url = stop.url
@@ -648,7 +708,7 @@ class GuardedHttpClient(HttpClient):
             if response is not None:
                 response.close()
             raise
-        fetched.elapsed_ms = round((time.perf_counter() - started) * 1000)
+        fetched.elapsed_ms = round((time.perf_counter() - started - clock.waited) * 1000)
         return fetched
 
     @staticmethod

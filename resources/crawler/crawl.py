@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,11 +30,11 @@ from resources.crawler.client import FetchLimits, GuardedHttpClient
 from resources.crawler.collector import calm_collector
 from resources.crawler.page import parse
 from resources.crawler.plan import CrawlOutcome, CrawlProgress
+from resources.crawler.politeness import MAX_TRIES, PATIENCE_SECONDS, Politeness, ReadyUrls, backoff
 from resources.crawler.rendering.browser import RenderLimits
 from resources.crawler.rendering.fetcher import RenderingFetcher, pages_at_once
-from resources.crawler.request_manager import FrontierRequestManager, Pace, Task
-from resources.crawler.robots import RobotsPolicy, fetch_policy
-from resources.crawler.urls import Globs, looks_binary, origin_of, site_of, url_hash
+from resources.crawler.request_manager import FrontierRequestManager, Task
+from resources.crawler.urls import Globs, looks_binary, site_of, url_hash
 from resources.crawler.writer import BatchWriter
 from resources.postgres.frontier import (
     HEARTBEAT_SECONDS,
@@ -54,12 +53,10 @@ if TYPE_CHECKING:
     from resources.crawler.client import Fetched
     from resources.crawler.page import Page
     from resources.crawler.plan import CrawlPlan
+    from resources.redis.rate_limit import AsyncRateLimiter
 
 logger = logging.getLogger(__name__)
 
-# Tries of one url: the first and two more, with 0.5 s and 1 s between them, give or take a half.
-MAX_TRIES = 3
-BACKOFF_SECONDS = 0.5
 # Rows for urls that were found and not followed (depth, globs): enough to explain, bounded where there are millions.
 MAX_UNFOLLOWED_ROWS = 10_000
 # Links whose key is remembered, some megabytes at most; and the "key" of one that is not followed, told by identity.
@@ -141,6 +138,7 @@ class Crawl:
         run_id: of the Dagster run, kept with the worker.
         limits: bounds of one fetch.
         render_limits: bounds of rendering one page, where the plan asks for a browser.
+        limiter: of the domains' rates, shared with all other crawls; None: this crawl is alone.
     """
 
     def __init__(
@@ -155,6 +153,7 @@ class Crawl:
         run_id: str | None = None,
         limits: FetchLimits | None = None,
         render_limits: RenderLimits | None = None,
+        limiter: AsyncRateLimiter | None = None,
     ) -> None:
         self._plan = plan
         self._frontier = frontier
@@ -168,9 +167,7 @@ class Crawl:
         self.progress = start_from or CrawlProgress()
         self._sites = frozenset(site_of(url) for url in plan.urls)
         self._globs = Globs(plan.include, plan.exclude)
-        self._policies: dict[str, RobotsPolicy] = {}
-        self._policy_locks: dict[str, asyncio.Lock] = {}
-        self._paces: dict[str, Pace] = {}
+        self.politeness = Politeness(plan, self.progress, limiter)
         self._redirects: dict[int, int] = {}
         self._link_keys: dict[str, int] = {}
         self._seed_outcomes: dict[int, FinishedUrl] = {}
@@ -220,13 +217,17 @@ class Crawl:
                 self._on_committed, self._index if self._plan.keep_text else None, self.progress.phases
             ) as self._followers,
         ):
-            while True:
-                await self._work(executor)
-                if self._stop_reason is not None or self._budget_spent():
-                    break
-                # A commit whose answer was lost may have left urls that nobody held; released, they show here.
-                if not await self._loop.run_in_executor(executor, self._frontier.has_waiting_urls):
-                    break
+            self.politeness.start()
+            try:
+                while True:
+                    await self._work(executor)
+                    if self._stop_reason is not None or self._budget_spent():
+                        break
+                    # A commit whose answer was lost may have left urls that nobody held; released, they show here.
+                    if not await self._loop.run_in_executor(executor, self._frontier.has_waiting_urls):
+                        break
+            finally:
+                await self.politeness.close()
             await self._followers.finish(STOP_SECONDS if self._stop_reason is not None else None)
             return await self._outcome(executor)
 
@@ -240,7 +241,8 @@ class Crawl:
         seeds = [FrontierUrl(url_hash(url), url, 0) for url in self._plan.urls]
         await loop.run_in_executor(executor, self._frontier.seed, seeds)
         worker = await loop.run_in_executor(executor, lambda: self._frontier.register_worker(run_id=self._run_id))
-        manager = FrontierRequestManager(self._frontier, worker, self._plan.max_pages, self._paces, executor)
+        ready = ReadyUrls(self.politeness, self.progress.phases)
+        manager = FrontierRequestManager(self._frontier, worker, self._plan.max_pages, ready, executor)
         writer = BatchWriter(
             lambda batch: self._commit(worker, batch, manager.own_links),
             self._committed,
@@ -250,7 +252,9 @@ class Crawl:
         )
         manager.writer = writer
         self._manager = manager
-        client = GuardedHttpClient(allow_private=self._plan.allow_private, limits=self._limits)
+        client = GuardedHttpClient(
+            allow_private=self._plan.allow_private, limits=self._limits, politeness=self.politeness
+        )
         self._client = client
         self._renderer = self._build_renderer(client)
         crawler = self._build_crawler(client, manager)
@@ -318,8 +322,9 @@ class Crawl:
             configure_logging=False,
             statistics=Statistics.with_default_state(persistence_enabled=False, log_interval=timedelta(days=1)),
             status_message_logging_interval=timedelta(days=1),
-            # The client has its own time limit for a page; this one only catches a handler that hangs.
-            request_handler_timeout=timedelta(seconds=2 * page_seconds + 60),
+            # The client has its own time limit for a page; this one only catches a handler that hangs. Each hop of a
+            # redirect may have to wait for its permission.
+            request_handler_timeout=timedelta(seconds=2 * page_seconds + 900),
         )
 
     def _commit(self, worker: int, batch: Batch, own_links: int) -> Committed:
@@ -373,6 +378,7 @@ class Crawl:
 
     def _stop_now(self) -> None:
         """On the loop: hand out nothing more, and cut off what is under way."""
+        self.politeness.stop()
         if self._manager is not None:
             self._manager.stop()
         if self._crawler is not None:
@@ -426,26 +432,40 @@ class Crawl:
         self, task: Task, manager: FrontierRequestManager, client: GuardedHttpClient
     ) -> tuple[list[FinishedUrl], list[FoundLink]]:
         """The outcomes of one url (two, where a redirect led to a page) and the links found; none to try again."""
-        policy = await self._policy(task.url, client)
+        policy = await self.politeness.policy(task.url, client)
+        if manager.stopping:
+            return [], []
         if not policy.allowed(task.url):
             skipped = self._skipped(task, task.url, "robots_txt")
             skipped.error_message = policy.reason
             return [skipped], []
-        started = time.perf_counter()
-        fetched = await (self._renderer or client).fetch(
-            task.url, follow=lambda target: self._may_follow(target, manager)
-        )
-        self.progress.phases["fetch"] += time.perf_counter() - started
-        self.progress.bytes += fetched.http_bytes
-        if manager.stopping and (fetched.error is not None or fetched.retryable):
-            return [], []  # cut off by the stop: it stays in the frontier, to be fetched when the job resumes
-        if fetched.retryable and task.tries < MAX_TRIES:
-            self.progress.retries += 1
-            self._retry(task, fetched, manager)
+        fetched = await self._fetch(task, manager, client)
+        if fetched is None:
             return [], []
         if not fetched.redirects:
             return self._read(task, task.url, fetched, manager)
         return self._after_redirect(task, fetched, manager)
+
+    async def _fetch(self, task: Task, manager: FrontierRequestManager, client: GuardedHttpClient) -> Fetched | None:
+        """The answer; None if the url was put back, to be fetched when its turn comes again."""
+        if not self.politeness.at_once(task.url) and await self.politeness.permission(task.url, PATIENCE_SECONDS):
+            task.tries -= 1
+            manager.put_back(task)
+            return None
+        started = time.perf_counter()
+        fetched = await (self._renderer or client).fetch(
+            task.url, follow=lambda target: self._may_follow(target, manager), permitted=True
+        )
+        self.progress.phases["fetch"] += time.perf_counter() - started
+        self.progress.bytes += fetched.http_bytes
+        if manager.stopping and (fetched.error is not None or fetched.retryable):
+            return None  # cut off by the stop: it stays in the frontier, to be fetched when the job resumes
+        await self.politeness.answered(fetched)
+        if fetched.retryable and task.tries < MAX_TRIES:
+            self.progress.retries += 1
+            manager.retry(task, backoff(task.tries, fetched.retry_after))
+            return None
+        return fetched
 
     def _after_redirect(
         self, task: Task, fetched: Fetched, manager: FrontierRequestManager
@@ -493,7 +513,7 @@ class Crawl:
             return "redirect_off_site"
         if manager.knows(url_hash(target)):
             return "known"
-        policy = self._policies.get(origin_of(target))
+        policy = self.politeness.known_policy(target)
         if policy is not None and not policy.allowed(target):
             return "robots_txt"
         return None
@@ -584,14 +604,6 @@ class Crawl:
             found.append(FoundLink(key, url, depth, reason))
         return found
 
-    def _retry(self, task: Task, fetched: Fetched, manager: FrontierRequestManager) -> None:
-        backoff = BACKOFF_SECONDS * 2 ** (task.tries - 1) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
-        if fetched.retry_after is not None:
-            # The site asks everybody to wait, not this url alone.
-            self._pace(origin_of(fetched.final_url)).hold(fetched.retry_after)
-            backoff = max(backoff, fetched.retry_after)
-        manager.retry(task, backoff)
-
     def _failed(self, task: Task, url: str, message: str, fetched: Fetched | None = None) -> FinishedUrl:
         return FinishedUrl(
             task.hash,
@@ -617,29 +629,6 @@ class Crawl:
             processing_time_ms=fetched.elapsed_ms if fetched else None,
             bytes=fetched.http_bytes if fetched else None,
         )
-
-    # --- politeness -----------------------------------------------------------------------------------------
-
-    def _pace(self, origin: str) -> Pace:
-        return self._paces.setdefault(origin, Pace())
-
-    async def _policy(self, url: str, client: GuardedHttpClient) -> RobotsPolicy:
-        """The origin's robots.txt, read once in a run."""
-        origin = origin_of(url)
-        policy = self._policies.get(origin)
-        if policy is not None:
-            return policy
-        if not self._plan.respect_robots:
-            return self._policies.setdefault(origin, RobotsPolicy.allow_all())
-        async with self._policy_locks.setdefault(origin, asyncio.Lock()):
-            if origin not in self._policies:
-                read = await fetch_policy(client, origin)
-                if read.crawl_delay:
-                    pace = self._pace(origin)
-                    pace.interval = read.crawl_delay
-                    pace.hold(read.crawl_delay)
-                self._policies[origin] = read
-        return self._policies[origin]
 
     # --- the end --------------------------------------------------------------------------------------------
 

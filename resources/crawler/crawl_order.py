@@ -41,6 +41,7 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "max_depth": (0, 10_000, "links"),
     "max_seconds": (1, 7 * 86_400, "seconds"),
     "concurrency": (1, 256, "requests at once"),
+    "requests_per_minute": (0, 1_000_000, "requests a minute (0 for no limit)"),
 }
 
 
@@ -64,6 +65,7 @@ class CrawlOrder:
     max_depth: int = DEFAULT_MAX_DEPTH
     max_seconds: float = DEFAULT_MAX_SECONDS
     concurrency: int = DEFAULT_CONCURRENCY
+    requests_per_minute: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     respect_robots: bool = True
@@ -167,6 +169,7 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
         max_depth=order.max_depth,
         max_seconds=order.max_seconds,
         concurrency=order.concurrency,
+        requests_per_minute=order.requests_per_minute,
         include=tuple(order.include),
         exclude=tuple(order.exclude),
         respect_robots=order.respect_robots,

@@ -29,6 +29,7 @@ class CrawlPlan:
         max_depth: links from a seed.
         max_seconds: of one run.
         concurrency: requests at once.
+        requests_per_minute: to one domain, by all crawls together; 0 for no limit.
         include: globs; where there are any, a link has to match one.
         exclude: globs; a link that matches one is not followed.
         respect_robots: robots.txt, `noindex` and `nofollow` are obeyed.
@@ -43,6 +44,7 @@ class CrawlPlan:
     max_depth: int = DEFAULT_MAX_DEPTH
     max_seconds: float = DEFAULT_MAX_SECONDS
     concurrency: int = DEFAULT_CONCURRENCY
+    requests_per_minute: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     respect_robots: bool = True
@@ -82,8 +84,9 @@ class CrawlProgress:
         seconds: since this run's start.
         rendering: pages that a browser rendered (`rendered`) and could not (`render_failed`), browsers started, and
             connections refused to pages; empty without a browser.
+        delay: seconds between two requests in force, of the domain with the longest.
         phases: seconds of work spent in `fetch` (waiting included), `parse`, `write` (Postgres), and, beside it,
-            `cache` and `index`.
+            `cache` and `index`; `politeness`: waited, although there was something to fetch.
     """
 
     total: int = 0
@@ -98,8 +101,9 @@ class CrawlProgress:
     repairs: int = 0
     seconds: float = 0.0
     rendering: dict[str, int] = field(default_factory=dict)
+    delay: float = 0.0
     phases: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("fetch", "parse", "write", "cache", "index"), 0.0)
+        default_factory=lambda: dict.fromkeys(("fetch", "politeness", "parse", "write", "cache", "index"), 0.0)
     )
 
     @property

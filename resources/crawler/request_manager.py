@@ -13,7 +13,6 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,15 +20,14 @@ from typing import TYPE_CHECKING
 from crawlee import Request
 from crawlee.request_loaders import RequestManager
 
-from resources.crawler.urls import origin_of
 from resources.crawler.writer import MAX_UNSAVED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from concurrent.futures import Executor
 
     from crawlee.storage_clients.models import ProcessedRequest
 
+    from resources.crawler.politeness import ReadyUrls
     from resources.crawler.writer import BatchWriter
     from resources.postgres.frontier import Batch, Committed, CrawlFrontier, FrontierUrl
 
@@ -52,35 +50,13 @@ _WAIT_SECONDS = 0.25
 
 @dataclass(slots=True)
 class Task:
-    """A url that this worker holds, with the tries made so far."""
+    """A url that this worker holds, with the tries made so far; `counted` once it has taken a page of the budget."""
 
     hash: int
     url: str
     depth: int
     tries: int = 0
-
-
-class Pace:
-    """The least time between two requests to one origin (Crawl-delay), in seconds; 0 for none."""
-
-    __slots__ = ("_next_at", "interval")
-
-    def __init__(self, interval: float = 0.0) -> None:
-        self.interval = interval
-        self._next_at = 0.0
-
-    def wait(self) -> float:
-        """Seconds until the next request may be sent."""
-        return max(0.0, self._next_at - time.monotonic()) if self.interval or self._next_at else 0.0
-
-    def take(self) -> None:
-        """A request is being sent now."""
-        if self.interval:
-            self._next_at = max(self._next_at, time.monotonic()) + self.interval
-
-    def hold(self, seconds: float) -> None:
-        """Send nothing for so long (Retry-After)."""
-        self._next_at = max(self._next_at, time.monotonic() + seconds)
+    counted: bool = False
 
 
 class FrontierRequestManager(RequestManager):
@@ -90,7 +66,7 @@ class FrontierRequestManager(RequestManager):
         frontier: the job's frontier.
         worker: this worker's fencing token.
         max_pages: of the job; this worker reserves its part of it.
-        paces: by origin.
+        ready: holds the urls that can be fetched.
         executor: where the frontier is called.
     """
 
@@ -99,16 +75,15 @@ class FrontierRequestManager(RequestManager):
         frontier: CrawlFrontier,
         worker: int,
         max_pages: int,
-        paces: Mapping[str, Pace],
+        ready: ReadyUrls,
         executor: Executor,
     ) -> None:
         self._frontier = frontier
         self._worker = worker
         self._max_pages = max_pages
-        self._paces = paces
         self._executor = executor
         self.writer: BatchWriter | None = None
-        self._ready: deque[Task] = deque()
+        self._ready = ready
         self._delayed: list[tuple[float, int, Task]] = []
         self._order = itertools.count()
         self._in_flight: dict[str, Task] = {}
@@ -133,13 +108,10 @@ class FrontierRequestManager(RequestManager):
 
     def take(self) -> Task | None:
         """Take the next url, if one may be fetched now."""
-        if not self._can_hand_out():
+        if not self._may_hand_out() or (task := self._ready.pop(self._wanted)) is None:
             return None
-        task = self._ready.popleft()
-        pace = self._paces.get(origin_of(task.url)) if self._paces else None
-        if pace is not None:
-            pace.take()
-        if task.tries == 0:
+        if not task.counted:
+            task.counted = True
             self._pages_left -= 1
         if len(self._ready) < LOW_WATER:
             self._ensure_refill()
@@ -155,6 +127,10 @@ class FrontierRequestManager(RequestManager):
     def retry(self, task: Task, delay: float) -> None:
         """Hand the task out again after `delay` seconds."""
         heapq.heappush(self._delayed, (time.monotonic() + delay, next(self._order), task))
+
+    def put_back(self, task: Task) -> None:
+        """Hand the task out again when its domain may be asked."""
+        self._ready.appendleft(task)
 
     def follow(self, url_hash: int, *, beyond_depth: bool) -> bool:
         """Remember a link; True if it was not known to this worker, so that Postgres should hear of it."""
@@ -287,20 +263,18 @@ class FrontierRequestManager(RequestManager):
         if self.writer is not None and self.writer.error is not None:
             raise self.writer.error
 
-    def _can_hand_out(self) -> bool:
+    def _may_hand_out(self) -> bool:
         if self.stopping or (self.writer is not None and self.writer.unsaved >= MAX_UNSAVED):
             return False
         while self._delayed and self._delayed[0][0] <= time.monotonic():
             self._ready.appendleft(heapq.heappop(self._delayed)[2])
-        if not self._ready:
-            return False
-        first = self._ready[0]
-        if first.tries == 0 and self._pages_left <= 0:
-            return False
-        if not self._paces:
-            return True
-        pace = self._paces.get(origin_of(first.url))
-        return pace is None or pace.wait() <= 0
+        return bool(self._ready)
+
+    def _wanted(self, task: Task) -> bool:
+        return task.counted or self._pages_left > 0
+
+    def _can_hand_out(self) -> bool:
+        return self._may_hand_out() and self._ready.has(self._wanted)
 
     def _is_done(self) -> bool:
         if self.error is not None or (self.writer is not None and self.writer.error is not None):
@@ -315,10 +289,8 @@ class FrontierRequestManager(RequestManager):
         patience = _WAIT_SECONDS
         if self._delayed:
             patience = min(patience, max(0.0, self._delayed[0][0] - time.monotonic()))
-        if self._ready:
-            pace = self._paces.get(origin_of(self._ready[0].url))
-            if pace is not None and (wait := pace.wait()) > 0:
-                patience = min(patience, wait)
+        if self._ready and (wait := self._ready.wait()) > 0:
+            patience = min(patience, wait)
         return max(patience, 0.001)
 
     def _ensure_refill(self) -> None:

@@ -17,7 +17,7 @@ from resources.crawler.client import ROBOTS_TOKEN
 from resources.crawler.urls import InvalidUrl, normalise, origin_of
 
 if TYPE_CHECKING:
-    from resources.crawler.client import GuardedHttpClient
+    from resources.crawler.client import Fetched, GuardedHttpClient
 
 __all__ = ["MAX_CRAWL_DELAY", "RobotsPolicy", "fetch_policy"]
 
@@ -97,7 +97,7 @@ class RobotsPolicy:
         return self._rules.can_fetch(url, ROBOTS_TOKEN)
 
 
-async def fetch_policy(client: GuardedHttpClient, origin: str) -> RobotsPolicy:
+async def fetch_policy(client: GuardedHttpClient, origin: str) -> tuple[RobotsPolicy, Fetched]:
     """Fetch the robots.txt of an origin, by RFC 9309 (2.3.1).
 
     Args:
@@ -107,7 +107,8 @@ async def fetch_policy(client: GuardedHttpClient, origin: str) -> RobotsPolicy:
     Returns:
         The rules of a 2xx answer, whatever its type. A 4xx answer, or more redirects than are followed,
         allows everything; a 5xx answer, and no answer for whatever reason, forbids everything. `reason` says
-        so. Never raises but for cancellation.
+        so. With them the answer, which says whether another try could end otherwise. Never raises but for
+        cancellation.
     """
     url = origin_of(origin) + "/robots.txt"
     fetched = await client.fetch(
@@ -117,6 +118,10 @@ async def fetch_policy(client: GuardedHttpClient, origin: str) -> RobotsPolicy:
         truncate=True,
         max_redirects=MAX_ROBOTS_REDIRECTS,
     )
+    return _policy_of(fetched), fetched
+
+
+def _policy_of(fetched: Fetched) -> RobotsPolicy:
     if fetched.error in ("too_many_redirects", "redirect_loop", "redirect_invalid"):
         return RobotsPolicy.allow_all(f"robots.txt redirects without end ({fetched.error})")
     if fetched.error is not None:

@@ -6,6 +6,10 @@ Two limits, decided in one atomic step in Redis, by Redis's clock:
 - a least time between two requests: what the caller asks for, or the domain's adaptive delay if that is longer
   (`rate:delay:{domain}`, which a 429, a 503 or a slow answer raises, and good answers lower).
 
+Callers may ask for different limits: the strictest that anybody has asked for within the last minute holds for all.
+Who asks for none and knows of none need not ask for each request: `look` says what is in force, and counts what was
+sent meanwhile.
+
 Without Redis a process knows only of its own requests. It then has an equal share: the limit is divided, and the time
 between two requests multiplied, by the number of processes that may be at work (`shares`). In the minute after Redis
 was lost it has none, because the others may have used up the limit in the seconds before. A Redis that comes back
@@ -19,9 +23,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resources.redis.commands import Command, Script, get
+from resources.redis.commands import Command, get
 from resources.redis.fallback import HAND_OVER, hand_over_words
 from resources.redis.keys import RATE, RATE_DELAY, Key
+from resources.redis.rate_scripts import ACQUIRE, LOOK, LOWER, RAISE, SLOW_DOWN
 from resources.redis.windows import WINDOW_SECONDS, Decision, decide
 
 if TYPE_CHECKING:
@@ -43,90 +48,6 @@ _SURELY_COUNTED_SECONDS = WINDOW_SECONDS - 5
 _ASK_AGAIN_SECONDS = 5.0
 # While another thread tells Redis what it has lost.
 _MEANWHILE_SECONDS = 0.05
-
-SERVER_CLOCK = """
-local t = redis.call('TIME')
-local now = tonumber(t[1]) + tonumber(t[2]) / 1000000
-"""
-
-# `next` is the moment before which nothing is sent, `raised` that of the last raise, `since` that in which this
-# counter began; the other fields are seconds. Asked by one who was counted lately in another counter, or oftener than
-# this one knows, it says -1.
-ACQUIRE_BODY = """
-local limit, spacing, own, known = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local delay = tonumber(redis.call('GET', KEYS[2]) or '0') or 0
-if delay > spacing then spacing = delay end
-local flat = redis.call('HGETALL', KEYS[1])
-local used, oldest, next_at, since, gone = 0, nil, 0, '', {}
-for i = 1, #flat, 2 do
-    local field, value = flat[i], tonumber(flat[i + 1])
-    local second = tonumber(field)
-    if field == 'next' then
-        next_at = value
-    elseif field == 'since' then
-        since = flat[i + 1]
-    elseif second then
-        -- What is far in the future was counted by a clock that has been put back since.
-        if second <= now - 61 or second > now + 61 then
-            gone[#gone + 1] = field
-        else
-            used = used + value
-            if not oldest or second < oldest then oldest = second end
-        end
-    end
-end
-local function answer(permitted, wait)
-    return {permitted, string.format('%.6f', wait), used, string.format('%.6f', delay), since}
-end
-if own > 0 and (since ~= known or used < own) then return answer(-1, 0) end
-if #gone > 0 then redis.call('HDEL', KEYS[1], unpack(gone)) end
-next_at = math.min(next_at, now + math.max(spacing, 60))
-if now < next_at then return answer(0, next_at - now) end
-if limit > 0 and used >= limit then return answer(0, math.max(0.001, oldest + 61 - now)) end
-redis.call('HINCRBY', KEYS[1], math.floor(now), 1)
-if since == '' then
-    since = string.format('%.6f', now)
-    redis.call('HSET', KEYS[1], 'since', since)
-end
-redis.call('HSET', KEYS[1], 'next', string.format('%.6f', now + spacing))
-redis.call('PEXPIRE', KEYS[1], 60000)
-used = used + 1
-return answer(1, 0)
-"""
-
-RAISE_BODY = """
-local at_least, pause = tonumber(ARGV[1]), tonumber(ARGV[2])
-local delay = tonumber(redis.call('GET', KEYS[2]) or '0') or 0
-local raised = tonumber(redis.call('HGET', KEYS[1], 'raised') or '-1000')
--- The answers to requests that were under way together are one reason, not many.
-if now - raised >= math.max(delay, 1) or now < raised then
-    delay = math.max(delay * 2, tonumber(ARGV[3]))
-    redis.call('HSET', KEYS[1], 'raised', string.format('%.6f', now))
-end
-delay = math.min(math.max(delay, at_least), tonumber(ARGV[4]))
-local wait = math.min(math.max(delay, pause), tonumber(ARGV[4]))
-local next_at = tonumber(redis.call('HGET', KEYS[1], 'next') or '0')
-redis.call('HSET', KEYS[1], 'next', string.format('%.6f', math.max(next_at, now + wait)))
-redis.call('PEXPIRE', KEYS[1], 60000)
-redis.call('SET', KEYS[2], string.format('%.6f', delay), 'EX', 300)
-return string.format('%.6f', delay)
-"""
-
-LOWER_BODY = """
-local delay = tonumber(redis.call('GET', KEYS[2]) or '0') or 0
-if delay == 0 then return '0' end
-delay = delay * tonumber(ARGV[1])
-if delay < tonumber(ARGV[2]) then
-    redis.call('DEL', KEYS[2])
-    return '0'
-end
-redis.call('SET', KEYS[2], string.format('%.6f', delay), 'EX', 300)
-return string.format('%.6f', delay)
-"""
-
-_ACQUIRE = Script(SERVER_CLOCK + ACQUIRE_BODY)
-_RAISE = Script(SERVER_CLOCK + RAISE_BODY)
-_LOWER = Script(LOWER_BODY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +101,13 @@ def _order(domain: str, limit_per_minute: int | None, min_delay: float) -> _Orde
     return _Order(domain_field(domain), limit, float(min_delay))
 
 
+def _sent(order: _Order, sent: int) -> int:
+    if not 0 <= sent < 2**31:
+        msg = f"{sent} requests to {order.domain} cannot have been sent"
+        raise ValueError(msg)
+    return sent
+
+
 class _Rules:
     """What both limiters share: the operations, and what they are without Redis."""
 
@@ -193,15 +121,29 @@ class _Rules:
 
     def _acquire(self, order: _Order) -> Command[_Answer]:
         own, since = self._counted_lately(order.domain)
-        call = ("EVALSHA", _ACQUIRE.sha, 2, *order.keys, order.limit, order.spacing, own, since)
+        call = ("EVALSHA", ACQUIRE.sha, 2, *order.keys, order.limit, order.spacing, own, since)
         return Command(
             (call,),
             order.keys,
             lambda memory: _Answer(self._decide_here(memory, order)),
             lambda answers: _answer(answers[0]),
             writes=True,
-            script=_ACQUIRE,
+            script=ACQUIRE,
             answered=lambda memory, answer: self._note(memory, order, answer),
+            handed_over=True,
+        )
+
+    def _look(self, order: _Order, sent: int) -> Command[_Answer]:
+        own, since = self._counted_lately(order.domain)
+        call = ("EVALSHA", LOOK.sha, 2, *order.keys, order.limit, order.spacing, own, since, sent)
+        return Command(
+            (call,),
+            order.keys,
+            lambda memory: _Answer(self._look_here(memory, order, sent)),
+            lambda answers: _answer(answers[0]),
+            writes=True,
+            script=LOOK,
+            answered=lambda memory, answer: self._note(memory, order, answer, sent),
             handed_over=True,
         )
 
@@ -250,20 +192,36 @@ class _Rules:
         window = memory.rates.window(order.domain, now)
         if window is None:
             return Decision(False, _ASK_AGAIN_SECONDS, 0)
-        limit, spacing = order.limit, max(order.spacing, window.delay) * self._shares
+        window.forget(now)
+        limit_of_all, spacing_of_all = window.strictest(now, order.limit, order.spacing)
+        limit, spacing = limit_of_all, max(spacing_of_all, window.delay) * self._shares
         lost = self._fallback.lost_seconds_ago
         if limit:
             if lost is not None and lost < WINDOW_SECONDS + 1:
                 wait = min(WINDOW_SECONDS + 1 - lost, _ASK_AGAIN_SECONDS)
-                return Decision(False, wait, window.used(), window.delay)
+                return Decision(False, wait, window.used(), window.delay, limit_of_all, spacing_of_all)
             # Of a limit that is smaller than the number of shares, one request in so much longer a time.
             spacing = max(spacing, WINDOW_SECONDS * self._shares / limit if limit < self._shares else 0.0)
             limit = max(1, limit // self._shares)
         decision = decide(window, now, limit, spacing)
         wait = min(decision.wait_seconds, _ASK_AGAIN_SECONDS)
-        return Decision(decision.permitted, wait, decision.used, decision.delay)
+        return Decision(
+            decision.permitted, wait, decision.used, decision.delay, limit_of_all, spacing_of_all * self._shares
+        )
 
-    def _note(self, memory: MemoryStore, order: _Order, answer: _Answer) -> None:
+    def _look_here(self, memory: MemoryStore, order: _Order, sent: int) -> Decision:
+        now = self._clock()
+        window = memory.rates.window(order.domain, now)
+        if window is None:
+            return Decision(False, _ASK_AGAIN_SECONDS, 0)
+        window.forget(now)
+        limit, spacing = window.strictest(now, order.limit, order.spacing)
+        if sent:
+            window.untold[int(now)] = window.untold.get(int(now), 0) + sent
+        wait = min(max(0.0, window.next_at - now), MAX_DELAY)
+        return Decision(True, wait, window.used(), window.delay, limit, spacing * self._shares)
+
+    def _note(self, memory: MemoryStore, order: _Order, answer: _Answer, sent: int | None = None) -> None:
         decision = answer.decision
         if decision is None:
             return
@@ -274,10 +232,15 @@ class _Rules:
                 return
             window.forget(now)
             window.delay, window.delay_until = decision.delay, now + RATE_DELAY.ttl_seconds
-            if decision.permitted:
+            window.strictest(now, decision.limit, decision.spacing)
+            counted = sent if sent is not None else int(decision.permitted)
+            if counted:
                 window.since = answer.since
-                window.told[int(now)] = window.told.get(int(now), 0) + 1
-                window.next_at = now + max(order.spacing, decision.delay)
+                window.told[int(now)] = window.told.get(int(now), 0) + counted
+            if sent is not None:
+                window.next_at = max(window.next_at, now + decision.wait_seconds)
+            elif decision.permitted:
+                window.next_at = now + max(decision.spacing, decision.delay)
 
     def _raise(self, domain: str, at_least: float, retry_after: float) -> Command[float]:
         if at_least < 0 or retry_after < 0:
@@ -301,13 +264,41 @@ class _Rules:
             return window.delay
 
         return Command(
-            (("EVALSHA", _RAISE.sha, 2, *keys, at_least, retry_after, FIRST_DELAY, MAX_DELAY),),
+            (("EVALSHA", RAISE.sha, 2, *keys, at_least, retry_after, FIRST_DELAY, MAX_DELAY),),
             keys,
             here,
             lambda answers: float(answers[0]),
             writes=True,
-            script=_RAISE,
+            script=RAISE,
             answered=lambda memory, delay: self._note_delay(memory, field, delay, retry_after),
+            handed_over=True,
+        )
+
+    def _slow_down(self, domain: str, at_least: float) -> Command[float]:
+        if at_least < 0:
+            msg = f"the delay of {domain} cannot be raised to {at_least} s: give 0 or more"
+            raise ValueError(msg)
+        keys = _order(domain, None, 0).keys
+        field = domain_field(domain)
+
+        def here(memory: MemoryStore) -> float:
+            now = self._clock()
+            window = memory.rates.window(field, now)
+            if window is None:
+                return MAX_DELAY
+            window.forget(now)
+            window.delay = max(window.delay, min(at_least, MAX_DELAY))
+            window.delay_until = now + RATE_DELAY.ttl_seconds
+            return window.delay
+
+        return Command(
+            (("EVALSHA", SLOW_DOWN.sha, 2, *keys, at_least, MAX_DELAY),),
+            keys,
+            here,
+            lambda answers: float(answers[0]),
+            writes=True,
+            script=SLOW_DOWN,
+            answered=lambda memory, delay: self._note_delay(memory, field, delay, 0.0),
             handed_over=True,
         )
 
@@ -327,12 +318,12 @@ class _Rules:
             return window.delay
 
         return Command(
-            (("EVALSHA", _LOWER.sha, 2, *keys, _LOWER_BY, _LEAST_DELAY),),
+            (("EVALSHA", LOWER.sha, 2, *keys, _LOWER_BY, _LEAST_DELAY),),
             keys,
             here,
             lambda answers: float(answers[0]),
             writes=True,
-            script=_LOWER,
+            script=LOWER,
             answered=lambda memory, delay: self._note_delay(memory, field, delay, 0.0),
             handed_over=True,
         )
@@ -361,10 +352,11 @@ class _Rules:
 
 
 def _answer(words: list[Any]) -> _Answer:
-    permitted, wait, used, delay, since = words
+    permitted, wait, used, delay, since, limit, spacing = words
     if permitted < 0:
         return _Answer(None)
-    return _Answer(Decision(bool(permitted), float(wait), int(used), float(delay)), since.decode())
+    decision = Decision(bool(permitted), float(wait), int(used), float(delay), int(limit), float(spacing))
+    return _Answer(decision, since.decode())
 
 
 class RateLimiter(_Rules):
@@ -408,6 +400,37 @@ class RateLimiter(_Rules):
                 self._told(order.domain)
             answer = self._client.run(self._acquire(order))
         return answer.decision or Decision(False, _MEANWHILE_SECONDS, 0)
+
+    def look(
+        self, domain: str, sent: int = 0, limit_per_minute: int | None = None, min_delay: float = 0.0
+    ) -> Decision:
+        """What is in force for a domain, for who asks for little and need not ask for each request.
+
+        Args:
+            domain: host, or host:port.
+            sent: requests sent without permission since it was last looked: they are counted.
+            limit_per_minute: as of `acquire`, where the caller has one.
+            min_delay: as of `acquire`.
+
+        Returns:
+            Permitted, with the delay, limit and spacing in force; `wait_seconds` until anything may be sent.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        order = _order(domain, limit_per_minute, min_delay)
+        answer = self._client.run(self._look(order, _sent(order, sent)))
+        if answer.decision is None and (command := self._tell_again(order.domain)) is not None:
+            try:
+                self._client.run(command)
+            finally:
+                self._told(order.domain)
+            answer = self._client.run(self._look(order, sent))
+        return answer.decision or Decision(False, _MEANWHILE_SECONDS, 0)
+
+    def slow_down(self, domain: str, at_least: float) -> float:
+        """The domain answers slowly: its delay shall be so many seconds at least. Returns the delay."""
+        return self._client.run(self._slow_down(domain, at_least))
 
     def raise_delay(self, domain: str, at_least: float = 0.0, retry_after: float = 0.0) -> float:
         """The domain is overloaded: double its delay, once for all requests that were under way together.
@@ -464,6 +487,24 @@ class AsyncRateLimiter(_Rules):
             answer = await self._client.run(self._acquire(order))
         return answer.decision or Decision(False, _MEANWHILE_SECONDS, 0)
 
+    async def look(
+        self, domain: str, sent: int = 0, limit_per_minute: int | None = None, min_delay: float = 0.0
+    ) -> Decision:
+        """What is in force for a domain; see `RateLimiter.look`."""
+        order = _order(domain, limit_per_minute, min_delay)
+        answer = await self._client.run(self._look(order, _sent(order, sent)))
+        if answer.decision is None and (command := self._tell_again(order.domain)) is not None:
+            try:
+                await self._client.run(command)
+            finally:
+                self._told(order.domain)
+            answer = await self._client.run(self._look(order, sent))
+        return answer.decision or Decision(False, _MEANWHILE_SECONDS, 0)
+
+    async def slow_down(self, domain: str, at_least: float) -> float:
+        """The domain answers slowly; see `RateLimiter.slow_down`."""
+        return await self._client.run(self._slow_down(domain, at_least))
+
     async def raise_delay(self, domain: str, at_least: float = 0.0, retry_after: float = 0.0) -> float:
         """The domain is overloaded; see `RateLimiter.raise_delay`."""
         return await self._client.run(self._raise(domain, at_least, retry_after))
@@ -475,3 +516,7 @@ class AsyncRateLimiter(_Rules):
     async def delay(self, domain: str) -> float:
         """The domain's adaptive delay, in seconds."""
         return await self._client.run(self._delay(domain))
+
+    async def aclose(self) -> None:
+        """Give this loop's connections back."""
+        await self._client.aclose()

@@ -24,12 +24,16 @@ class Decision:
         wait_seconds: if not, when to ask again.
         used: requests that count at this moment, this one included.
         delay: the domain's adaptive delay, in seconds.
+        limit: requests in 60 s that all together may send, the strictest known; 0 for no limit.
+        spacing: least seconds between two requests that somebody has asked for, the strictest known.
     """
 
     permitted: bool
     wait_seconds: float
     used: int
     delay: float = 0.0
+    limit: int = 0
+    spacing: float = 0.0
 
 
 @dataclass(slots=True)
@@ -44,6 +48,8 @@ class DomainWindow:
         raised_at: when the delay was last raised.
         since: when Redis began the counter that `told` stands in; another one means that it lost that counter.
         telling: a thread is just telling Redis what it lost.
+        limit: requests in 60 s, the strictest that anybody asked for; it counts until `limit_until`.
+        spacing: least seconds between two requests, likewise, until `spacing_until`.
     """
 
     told: dict[int, int] = field(default_factory=dict)
@@ -54,6 +60,28 @@ class DomainWindow:
     raised_at: float = float("-inf")
     since: str = ""
     telling: bool = False
+    limit: int = 0
+    limit_until: float = 0.0
+    spacing: float = 0.0
+    spacing_until: float = 0.0
+
+    def strictest(self, now: float, limit: int, spacing: float) -> tuple[int, float]:
+        """The limit and the spacing that hold for who asks for these, which are remembered if they are stricter.
+
+        Args:
+            now: the clock, in seconds.
+            limit: requests in 60 s; 0 for no limit.
+            spacing: least seconds between two requests.
+        """
+        if self.limit and now < self.limit_until <= now + COUNTED_SECONDS and (not limit or self.limit < limit):
+            limit = self.limit
+        elif limit:
+            self.limit, self.limit_until = limit, now + WINDOW_SECONDS
+        if now < self.spacing_until <= now + COUNTED_SECONDS and self.spacing > spacing:
+            spacing = self.spacing
+        elif spacing:
+            self.spacing, self.spacing_until = spacing, now + WINDOW_SECONDS
+        return limit, spacing
 
     def forget(self, now: float) -> None:
         """Drop what no longer counts."""

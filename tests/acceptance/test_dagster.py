@@ -114,7 +114,7 @@ def test_only_the_urls_are_left_to_fill_in_and_every_field_is_described() -> Non
     assert {name for name, field in config.fields.items() if not (field.description or "").strip()} == set()
     assert set(config.fields) == {
         "urls", "customer", "job_id", "job_type", "max_pages", "max_depth", "max_seconds", "concurrency",
-        "include", "exclude", "respect_robots", "allow_private", "embed", "shards",
+        "requests_per_minute", "include", "exclude", "respect_robots", "allow_private", "embed", "shards",
     }  # fmt: skip
 
 

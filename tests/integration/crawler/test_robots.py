@@ -17,7 +17,7 @@ def policy(robots: bytes | Handler, more: dict[str, bytes | Handler] | None = No
     async def work() -> RobotsPolicy:
         answers: dict[str, bytes | Handler] = {"/robots.txt": robots, **(more or {})}
         async with serving(answers) as server, GuardedHttpClient(allow_private=True, limits=LIMITS) as client:
-            return await fetch_policy(client, server.origin + "/some/page")
+            return (await fetch_policy(client, server.origin + "/some/page"))[0]
 
     return asyncio.run(asyncio.wait_for(work(), 30))
 
@@ -71,7 +71,7 @@ def test_a_server_that_does_not_answer_forbids_everything_and_says_so() -> None:
 
     async def unreachable() -> RobotsPolicy:
         async with GuardedHttpClient(allow_private=True, limits=LIMITS) as client:
-            return await fetch_policy(client, "http://127.0.0.1:1/")
+            return (await fetch_policy(client, "http://127.0.0.1:1/"))[0]
 
     assert asyncio.run(unreachable()).disallows_all
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from resources.redis import AsyncRateLimiter, AsyncRedisWithFallback, RateLimiter, RedisWithFallback
 from resources.redis.fallback import Fallback, State
 from resources.redis.keys import RATE, RATE_DELAY
-from resources.redis.rate_limit import ACQUIRE_BODY, MAX_DELAY
+from resources.redis.rate_limit import MAX_DELAY
+from resources.redis.rate_scripts import ACQUIRE_BODY
 from resources.redis.windows import Decision, DomainWindow, decide
 from resources.settings import PROJECT_ROOT
 from tests.support.valkey import Valkey, wait_until
@@ -68,7 +69,56 @@ def test_a_limit_is_reached_exactly_and_the_wait_is_said(limiter: RateLimiter, v
     with valkey.admin() as admin:
         assert 55_000 < admin.pttl(RATE.key(DOMAIN)) <= 60_000  # type: ignore[operator]
     assert limiter.acquire("other.example", 5).permitted
-    assert limiter.acquire(DOMAIN).permitted  # who sets no limit is counted, not limited
+
+
+def test_the_strictest_limit_that_is_known_holds_for_all(limiter: RateLimiter, valkey: Valkey) -> None:
+    others = RateLimiter(RedisWithFallback(valkey.url))
+    assert acquire_all(limiter, 5, 3) == 3
+    refused = [others.acquire(DOMAIN, 100) for _ in range(4)][2:]
+    assert [(d.permitted, d.limit) for d in refused] == [(False, 5)] * 2
+    assert not others.acquire(DOMAIN).permitted
+    assert (others.look(DOMAIN).limit, others.look("other.example").limit) == (5, 0)
+    with valkey.admin() as admin:
+        # A minute after the last crawl with that limit.
+        admin.hset(RATE.key(DOMAIN), "limit_until", str(time.time() - 1))
+    assert others.acquire(DOMAIN, 100).limit == 100
+    assert limiter.acquire(DOMAIN, 5).limit == 5
+    assert limiter.acquire("other.example", None, 3.0).permitted
+    assert 2 < others.acquire("other.example", None, 1.0).wait_seconds <= 3
+    assert others.look("other.example").spacing == 3
+
+
+def test_who_asks_for_nothing_looks_and_is_counted(limiter: RateLimiter, valkey: Valkey) -> None:
+    assert limiter.look(DOMAIN) == Decision(True, 0.0, 0)
+    with valkey.admin() as admin:
+        assert admin.exists(RATE.key(DOMAIN)) == 0  # nothing was sent, nothing is written
+        assert limiter.look(DOMAIN, 7).used == 7
+        assert 55_000 < admin.pttl(RATE.key(DOMAIN)) <= 60_000  # type: ignore[operator]
+        others = RateLimiter(RedisWithFallback(valkey.url))
+        assert acquire_all(others, 10) == 3
+        assert (limiter.look(DOMAIN).limit, limiter.look(DOMAIN).used) == (10, 10)
+        others.raise_delay(DOMAIN, retry_after=20)
+        seen = limiter.look(DOMAIN)
+        assert (seen.delay, 19 < seen.wait_seconds <= 20) == (0.5, True)
+        # What was counted by looking is told again to a server that lost it.
+        admin.flushall()
+        assert limiter.look(DOMAIN, 1).used == 8
+    assert limiter.slow_down(DOMAIN, 2.0) == 2.0
+    assert limiter.slow_down(DOMAIN, 1.0) == 2.0
+    with pytest.raises(ValueError, match="cannot have been sent"):
+        limiter.look(DOMAIN, -1)
+
+
+def test_what_was_seen_by_looking_holds_without_redis(valkey: Valkey) -> None:
+    client = RedisWithFallback(valkey.url)
+    limiter = RateLimiter(client, shares=2)
+    RateLimiter(RedisWithFallback(valkey.url)).acquire(DOMAIN, 10, 1.0)
+    assert limiter.look(DOMAIN, 2).limit == 10
+    valkey.kill()
+    seen = limiter.look(DOMAIN, 1)
+    assert (seen.limit, seen.spacing, seen.used) == (10, 2.0, 3)
+    assert not limiter.acquire(DOMAIN).permitted
+    client.close()
 
 
 def test_processes_and_threads_together_never_exceed_a_limit(valkey: Valkey) -> None:
@@ -97,7 +147,7 @@ def test_event_loops_share_the_same_limit(valkey: Valkey, limiter: RateLimiter) 
         await client.aclose()
         return sum(d.permitted for d in decisions)
 
-    assert acquire_all(limiter, 10, 10) == 10
+    assert acquire_all(limiter, 30, 10) == 10
     assert asyncio.run(use()) == 20
 
 
@@ -209,13 +259,12 @@ def test_a_server_that_was_emptied_unnoticed_is_told_what_it_lost(limiter: RateL
         assert limiter._tell_again(DOMAIN) is not None
         assert limiter._tell_again(DOMAIN) is None  # one thread is at it
         limiter._told(DOMAIN)
-        threads = [threading.Thread(target=limiter.acquire, args=(DOMAIN, 6)) for _ in range(8)]
+        threads = [threading.Thread(target=limiter.look, args=(DOMAIN,)) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert counted(admin) == 6  # once, by whichever thread
-        assert not limiter.acquire(DOMAIN, 6).permitted
         assert others.acquire(DOMAIN, 10).used == 10
         assert not others.acquire(DOMAIN, 10).permitted
 
@@ -233,6 +282,8 @@ def test_a_server_that_comes_back_with_an_old_snapshot_gives_no_new_limit(
         assert counted(admin) == 4
     assert not limiter.acquire(DOMAIN, 10).permitted
     # What the snapshot knew is counted twice, which errs on the right side.
+    with valkey.admin() as admin:
+        admin.hdel(RATE.key(DOMAIN), "limit")
     assert limiter.acquire(DOMAIN, 20).used == 15
 
 
@@ -312,7 +363,7 @@ def test_what_was_sent_without_redis_counts_when_it_is_there(stopped_valkey: Val
 def test_a_frozen_server_counts_nothing_twice(valkey: Valkey) -> None:
     client = RedisWithFallback(Fallback(valkey.url, socket_seconds=0.2))
     limiter = RateLimiter(client)
-    assert acquire_all(limiter, 10, 4) == 4
+    assert all(limiter.acquire(DOMAIN).permitted for _ in range(4))
     valkey.freeze()
     assert all(limiter.acquire(DOMAIN).permitted for _ in range(3))
     valkey.thaw()
@@ -348,8 +399,10 @@ def test_redis_decides_as_the_memory_does(valkey: Valkey, steps: list[tuple[floa
             now = round(now + passed, 3)
             admin.set(RATE_DELAY.key(DOMAIN), delay)
             keys = [RATE.key(DOMAIN), RATE_DELAY.key(DOMAIN)]
-            permitted, wait, used, *_ = script(keys=keys, args=[limit, spacing, 0, "", now])  # type: ignore[misc]
-            mine = decide(window, now, limit, max(spacing, delay))
+            permitted, wait, used, _, _, *in_force = script(keys=keys, args=[limit, spacing, 0, "", now])  # type: ignore[misc]
+            strictest = window.strictest(now, limit, spacing)
+            mine = decide(window, now, strictest[0], max(strictest[1], delay))
             assert (bool(permitted), used) == (mine.permitted, mine.used)
+            assert (int(in_force[0]), float(in_force[1])) == strictest
             assert float(wait) == pytest.approx(mine.wait_seconds, abs=0.002)
             assert isinstance(mine, Decision)
