@@ -97,16 +97,18 @@ class Chromium:
     busy: int = 0
     pages: int = 0
     retired: bool = False
+    killed: bool = False
     killed_for_memory: set[int] = field(default_factory=set)
     watch: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> bool:
         """True while it can be spoken to."""
-        return self.browser.is_connected()
+        return not self.killed and self.browser.is_connected()
 
     def kill(self) -> None:
         """End all of its processes now."""
+        self.killed = True
         if self.pid is None:
             return
         try:
@@ -161,6 +163,7 @@ class BrowserPool:
 
         Raises:
             BrowserUnavailable: no browser could be started.
+            TimeoutError: the browser hangs; it is ended.
         """
         async with self._places:
             chromium = await self._usable()
@@ -168,7 +171,7 @@ class BrowserPool:
             chromium.pages += 1
             slot: Slot | None = None
             try:
-                slot = chromium.idle.pop() if chromium.idle else await self._new_slot(chromium)
+                slot = chromium.idle.pop() if chromium.idle else await self._timely_slot(chromium)
                 slot.pages += 1
                 yield chromium, slot
             finally:
@@ -267,6 +270,14 @@ class BrowserPool:
                     await playwright.stop()
 
     # --- places ---------------------------------------------------------------------------------------------
+
+    async def _timely_slot(self, chromium: Chromium) -> Slot:
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                return await self._new_slot(chromium)
+        except TimeoutError:
+            chromium.kill()  # it hangs
+            raise
 
     async def _new_slot(self, chromium: Chromium) -> Slot:
         gate = Gate(self._rules)

@@ -150,6 +150,7 @@ class Tab:
     _frame: str = ""
     _world: int | None = None
     _deadline: float = 0.0
+    _requests: int = 0
     _shown: bool = False
     _page: Page | None = None
     _session: CDPSession | None = None
@@ -169,7 +170,7 @@ class Tab:
         usage = self.slot.gate.begin(max_bytes=self.limits.max_bytes, max_requests=self.limits.max_requests)
         deadline = self._deadline = time.monotonic() + self.limits.page_seconds
         try:
-            await self._open(document.final_url)
+            await self._open_in_time(document.final_url)
             await self._settle(deadline)
             html = "" if self._ended.is_set() else await self._read()
         finally:
@@ -182,6 +183,14 @@ class Tab:
         return shown
 
     # --- opening and closing --------------------------------------------------------------------------------
+
+    async def _open_in_time(self, url: str) -> None:
+        try:
+            async with asyncio.timeout(self.limits.page_seconds):
+                await self._open(url)
+        except TimeoutError as error:
+            detail = f"the browser opened no page in {self.limits.page_seconds:g} s"
+            raise RenderFailed("render_timeout", detail) from error
 
     async def _open(self, url: str) -> None:
         context = self.slot.context
@@ -199,6 +208,8 @@ class Tab:
         await session.send("Network.enable")
         await session.send("Network.setBypassServiceWorker", {"bypass": True})
         await session.send("Network.setBlockedURLs", {"urls": _BLOCKED_URLS})
+        with suppress(Exception):  # not every version can; documents would come by without being asked for
+            await session.send("Page.setPrerenderingAllowed", {"isAllowed": False})
         documents = {"urlPattern": "*", "resourceType": "Document", "requestStage": "Request"}
         await session.send("Fetch.enable", {"patterns": [documents]})
         # It answers when the document begins to come; scripts may take it elsewhere at once.
@@ -230,6 +241,9 @@ class Tab:
                 if self._page is not None:
                     await self._page.close()
                 await context.clear_cookies()
+        except TimeoutError:
+            logger.warning("the browser hangs, and is replaced")
+            self.chromium.kill()
         except Exception as error:  # noqa: BLE001 - a page that cannot be closed takes its context with it
             logger.debug("a page could not be closed: %s", error)
             self.slot.pages = self.limits.pages_per_context
@@ -323,8 +337,10 @@ class Tab:
     def _request_began(self, request: Request) -> None:
         if request.resource_type not in _WITHOUT_END:
             self._loading[request] = time.monotonic()
-        if len(self._loading) > 2 * self.limits.max_requests:
-            self.slot.gate.cut("too many requests at once")
+        # The gate counts connections, and one of those can carry any number of encrypted requests.
+        self._requests += request.url.startswith("http")
+        if self._requests > self.limits.max_requests:
+            self.slot.gate.cut(f"more than {self.limits.max_requests} requests")
 
     def _request_ended(self, request: Request) -> None:
         self._loading.pop(request, None)

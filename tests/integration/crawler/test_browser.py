@@ -45,7 +45,7 @@ pytestmark = [
     pytest.mark.skipif(missing_browser() is not None, reason=f"no rendering here: {missing_browser()}"),
 ]
 
-LIMITS = RenderLimits(page_seconds=12, settle_seconds=3, sparse_quiet_seconds=1.5)
+LIMITS = RenderLimits(page_seconds=12, settle_seconds=2, sparse_quiet_seconds=1)
 
 
 class Renderer:
@@ -225,6 +225,15 @@ def test_downloads_and_popups_come_to_nothing(web: Site, browser: Renderer) -> N
     )
     assert "words of /downloads" in html_of(browser.fetch("/downloads"))
     assert web.requests["/pop"] == 0
+
+
+def test_scripts_are_loaded_once_for_many_pages(web: Site, browser: Renderer) -> None:
+    code = b"document.body.append('drawn by a shared script')"
+    web.pages["/shared.js"] = Page(code, headers={"Content-Type": "text/javascript", "Cache-Control": "max-age=600"})
+    for n in range(3):
+        add_script(web, f"/shared/{n}", "", body="<script src='/shared.js'></script>")
+        assert "drawn by a shared script" in html_of(browser.fetch(f"/shared/{n}"))
+    assert web.requests["/shared.js"] == 1
 
 
 def test_dialogs_are_dismissed_and_permissions_refused(web: Site, browser: Renderer) -> None:
@@ -432,6 +441,16 @@ def test_a_browser_that_dies_is_replaced_and_its_pages_tried_again(web: Site) ->
         assert renderer.fetcher.counts["browsers"] == 2
 
 
+def test_a_browser_that_hangs_is_replaced(web: Site) -> None:
+    add_application(web, {"/fine": []})
+    with rendering(web, limits=replace(LIMITS, page_seconds=8)) as renderer:
+        html_of(renderer.fetch("/fine"))
+        (first,) = renderer.browsers()
+        os.killpg(first.pid, signal.SIGSTOP)
+        assert "Title of /fine" in html_of(renderer.fetch("/fine"))
+        assert [p.pid for p in renderer.browsers()] != [first.pid]
+
+
 def test_a_worn_browser_is_replaced(web: Site) -> None:
     add_script(web, "/small", "document.body.append('drawn')")
     limits = replace(LIMITS, pages_per_browser=2, sparse_quiet_seconds=0.5)
@@ -488,7 +507,7 @@ def test_a_crawl_with_a_browser_is_the_same_crawl(site: Site, database: Database
 
 
 def test_stopping_ends_the_browser_and_resuming_is_exact(site: Site, database: Database) -> None:
-    pages = [f"/p{n}" for n in range(12)]
+    pages = [f"/p{n}" for n in range(8)]
     add_application(site, {"/": pages, **{page: [] for page in pages}})
     plan = CrawlPlan(urls=(site.url,), allow_private=True, concurrency=3, render="browser")
     make_job(database, "stopped", plan)
@@ -506,10 +525,10 @@ def test_stopping_ends_the_browser_and_resuming_is_exact(site: Site, database: D
     assert run.run().finish_reason == "paused"
     assert time.monotonic() - stopped_at[0] < 10
     assert _browsers_below(os.getpid()) <= before
-    assert 3 <= len(results(database, "stopped")) < 13
+    assert 3 <= len(results(database, "stopped")) < 9
     assert all(row["status"] == "success" for row in results(database, "stopped").values())
     assert make_crawl(database, "stopped", plan).run().finish_reason == "exhausted"
-    assert [row["status"] for row in results(database, "stopped").values()] == ["success"] * 13
+    assert [row["status"] for row in results(database, "stopped").values()] == ["success"] * 9
 
 
 def _browsers_below(pid: int) -> set[psutil.Process]:
