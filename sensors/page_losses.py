@@ -1,7 +1,9 @@
 """`page_loss_sensor`: a site that lost more than half of its pages in one crawl is an alert.
 
-A page that answers 404 or 410 is marked as removed, one by one. That most of a site is gone at once is more often a
-mistake (a broken deployment, a moved shop, a login before everything) than what its owner wanted.
+At its end a crawl removes the pages that are gone, moved or linked from nowhere any more. That most of a site is gone
+at once is more often a mistake (a broken deployment, a moved shop, a login before everything) than what its owner
+wanted: then nothing is removed (`crawl_settle_pages` holds it back, and writes it to `scrape_jobs.removals`), and
+this sensor tells somebody.
 
 Annotations are evaluated here (no `from __future__ import annotations`): Dagster reads the sensor's own.
 """
@@ -26,10 +28,6 @@ WATERMARK: Final = "page_losses"
 OVERLAP: Final = timedelta(minutes=2)
 MAX_JOBS: Final = 200
 
-LOST_SHARE: Final = 0.5
-# Of a handful of pages half is soon gone.
-FEWEST_LOST: Final = 5
-
 
 @dataclass(frozen=True, slots=True)
 class CompletedJob:
@@ -42,8 +40,9 @@ class CompletedJob:
         domain: the site.
         run_id: its Dagster run.
         completed_at: its end.
-        alive: pages of the site that are there.
-        removed: pages that this job found to be gone.
+        alive: pages of the site that were there before.
+        lost: pages that this job did not find any more.
+        held_back: they were too many to be removed, and none was.
     """
 
     job_id: str
@@ -53,7 +52,8 @@ class CompletedJob:
     run_id: str | None
     completed_at: datetime
     alive: int
-    removed: int
+    lost: int
+    held_back: bool
 
     @property
     def episode(self) -> str:
@@ -63,19 +63,19 @@ class CompletedJob:
 
 def judge(job: CompletedJob) -> Alert | None:
     """The alert of a crawl that found most of its site gone; None: it did not. Pure."""
-    before = job.alive + job.removed
-    if job.removed < FEWEST_LOST or job.removed <= before * LOST_SHARE:
+    if not job.held_back:
         return None
     return Alert(
         alert=SITE_LOST_PAGES,
         episode=job.episode,
         severity="warning",
-        message=f"{job.domain} of {job.customer} lost {job.removed:,} of {before:,} pages in one crawl",
+        message=f"{job.domain} of {job.customer} lost {job.lost:,} of {job.alive:,} pages in one crawl; "
+        "none was removed",
         what_to_do="Open some of them in a browser. If the site is broken or was moved, mend that and crawl it "
-        "again: pages that answer are back at once. If it is meant, there is nothing to do.",
+        "again. If it is meant, remove them: SELECT crawl_settle_pages(job id, '{}', 3, true).",
         customer_id=job.customer_id,
         run_id=job.run_id,
-        details={"job_id": job.job_id, "removed": job.removed, "before": before},
+        details={"job_id": job.job_id, "lost": job.lost, "before": job.alive},
         occurrence=job.job_id,
         at=job.completed_at,
     )
@@ -83,17 +83,16 @@ def judge(job: CompletedJob) -> Alert | None:
 
 _COMPLETED = text("""
     WITH done AS (
-        SELECT j.job_id, j.customer_id, j.domain, j.run_id, j.completed_at FROM scrape_jobs AS j
+        SELECT j.job_id, j.customer_id, j.domain, j.run_id, j.completed_at, j.removals AS r FROM scrape_jobs AS j
         WHERE j.status = 'completed' AND coalesce(j.completed_at, j.created_at) > :since
         ORDER BY coalesce(j.completed_at, j.created_at) LIMIT :limit
     )
-    SELECT d.job_id, d.customer_id, c.slug AS customer, d.domain, d.run_id, d.completed_at, p.alive, p.removed
+    SELECT d.job_id, d.customer_id, c.slug AS customer, d.domain, d.run_id, d.completed_at,
+           coalesce((d.r ->> 'alive')::bigint, 0) AS alive,
+           coalesce((d.r ->> 'gone')::bigint + (d.r ->> 'moved')::bigint + (d.r ->> 'noindex')::bigint
+                    + (d.r ->> 'unlinked')::bigint, 0) AS lost,
+           coalesce((d.r ->> 'held_back')::boolean, false) AS held_back
     FROM done AS d JOIN customers AS c ON c.id = d.customer_id
-    CROSS JOIN LATERAL (
-        SELECT count(*) FILTER (WHERE s.removed_at IS NULL) AS alive,
-               count(*) FILTER (WHERE s.removed_at IS NOT NULL AND s.last_job_id = d.job_id) AS removed
-        FROM scraped_pages AS s WHERE s.customer_id = d.customer_id AND s.domain = d.domain
-    ) AS p
     ORDER BY d.completed_at, d.job_id
 """)
 

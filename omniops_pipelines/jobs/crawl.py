@@ -22,7 +22,7 @@ from assets.content import CONTENT_TABLES
 from assets.row_counts import count_rows
 from omniops_pipelines import progress
 from omniops_pipelines.job_summary import summarise
-from resources.crawler import crawl_order
+from resources.crawler import completion, crawl_order
 from resources.crawler.crawl import Crawl
 from resources.crawler.crawl_order import CrawlOrder, InvalidOrder, PlannedCrawl, RefusedOrder
 from resources.crawler.plan import (
@@ -342,6 +342,11 @@ def complete_crawl(
         elif crawled["finish_reason"] == "site_unreachable":
             job = manager.fail_job(job_id, crawled["detail"], "site_unreachable")
         else:
+            # Before the job is complete, so that whoever resumes it after a kill here does it again.
+            plan = CrawlPlan.from_config(job["config"])
+            _, said = completion.settle(plan, frontier, crawled["finish_reason"])
+            if said:
+                context.log.info(said)
             job = manager.update_job_status(
                 job_id, "completed", crawled["detail"], finish_reason=crawled["finish_reason"]
             )

@@ -526,9 +526,7 @@ class Crawl:
             return [self._failed(task, url, _message(fetched), fetched)], []
         status = fetched.status or 0
         if not 200 <= status < 300:
-            failed = self._failed(task, url, f"HTTP {status}", fetched)
-            failed.gone = status in (404, 410)
-            return [failed], []
+            return [self._failed(task, url, f"HTTP {status}", fetched)], []
         if fetched.content_type not in _PAGE_TYPES or (fetched.content_type is None and fetched.http_bytes):
             skipped = self._skipped(task, url, "content_type", fetched)
             skipped.error_message = f"content type {fetched.content_type or 'not given, and the body is no HTML'}"

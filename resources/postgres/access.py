@@ -45,7 +45,7 @@ _CONTEXT: Final = "(SELECT public.current_customer_id())"
 _KEPT_BY_TRIGGERS: Final = frozenset({"scrape_job_stats"})
 
 # The platform's working state beside the business tables: leases, deliveries under way, how far something has come.
-WORKING_TABLES: Final = ("crawl_workers", "alert_deliveries", "watermarks")
+WORKING_TABLES: Final = ("crawl_workers", "page_links", "alert_deliveries", "watermarks")
 
 # Functions that client access needs: the policies' own, and what triggers and queries call on its behalf.
 _FOR_CLIENTS: Final = frozenset({

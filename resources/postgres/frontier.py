@@ -10,12 +10,13 @@ Everything that a batch of pages brings goes through `commit`, one call of the S
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from sqlalchemy import text
@@ -23,16 +24,23 @@ from sqlalchemy.exc import DBAPIError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Engine, Row, TextClause
 
 # A worker whose lease ran out is replaced. Half a minute is long against a commit (tens of milliseconds) and a
 # heartbeat (ten seconds), and keeps a takeover within a minute.
 LEASE_SECONDS = 30.0
 HEARTBEAT_SECONDS = 10.0
 
+# A page that nothing leads to may be a mistake of one day; after so many whole crawls it is meant.
+UNLINKED_CRAWLS = 3
+
 _REPLACED = "OM001"
+_DEADLOCK = "40P01"
+# Two jobs at one customer's site may write the same pages in another order; one of the two is asked to try again.
+_DEADLOCK_TRIES = 5
 
 
 class WorkerReplaced(RuntimeError):
@@ -41,11 +49,22 @@ class WorkerReplaced(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class FrontierUrl:
-    """A url to fetch. `hash` is its 64-bit key, `depth` the number of links from a seed."""
+    """A url to fetch.
+
+    Attributes:
+        hash: its 64-bit key.
+        url: normal.
+        depth: number of links from a seed.
+        found_by: what led to it: `seed`, `link`, `sitemap`, or `known`: it was there before, and nothing has led to
+            it yet.
+        lastmod: when it changed last, by its sitemap.
+    """
 
     hash: int
     url: str
     depth: int
+    found_by: str = "seed"
+    lastmod: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +79,15 @@ class FoundLink:
 
 @dataclass(slots=True)
 class PageContent:
-    """What is kept of a page. `text` None keeps the page's facts and no text."""
+    """What is kept of a page. `text` None keeps the page's facts and no text.
+
+    Attributes:
+        source_hash: of what the page showed before its main text was taken out.
+        content_hash: of the main text.
+        folded_hash: of the main text without stamps and counters; the same one means a cosmetic change.
+        simhash: of the main text, signed 64 bits.
+        links: the page's links, packed; None leaves those that are kept.
+    """
 
     domain: str
     title: str | None
@@ -73,11 +100,20 @@ class PageContent:
     content_hash: str | None
     text: str | None
     word_count: int
+    markdown: str | None = None
+    source_hash: str | None = None
+    folded_hash: str | None = None
+    simhash: int | None = None
+    links: bytes | None = None
 
 
 @dataclass(slots=True)
 class FinishedUrl:
-    """The outcome of one url. Times in milliseconds, sizes in bytes on the wire."""
+    """The outcome of one url. Times in milliseconds, sizes in bytes on the wire.
+
+    `unchanged` is a page that is kept already and says what it said: only the time of the visit is put down, and the
+    validators (`etag`, `last_modified`) that it came with.
+    """
 
     hash: int
     url: str
@@ -93,7 +129,9 @@ class FinishedUrl:
     redirected_to: str | None = None
     repairs: int = 0
     adopted: bool = False
-    gone: bool = False
+    unchanged: bool = False
+    etag: str | None = None
+    last_modified: str | None = None
     content: PageContent | None = None
 
 
@@ -168,7 +206,7 @@ def has_died(process: ProcessIdentity) -> bool:
 
 _COMMIT = text("""
     SELECT owned, acknowledged, shared FROM crawl_commit_batch(
-        :worker, :lease, :own_links,
+        :worker, :lease, :own_links, :mark_linked,
         CAST(:link_hash AS bigint[]), CAST(:link_url AS text[]), CAST(:link_depth AS integer[]),
         CAST(:link_skip AS text[]),
         CAST(:r_hash AS bigint[]), CAST(:r_url AS text[]), CAST(:r_depth AS integer[]),
@@ -176,11 +214,14 @@ _COMMIT = text("""
         CAST(:r_ms AS integer[]), CAST(:r_error AS text[]), CAST(:r_skip AS text[]),
         CAST(:r_content_hash AS text[]), CAST(:r_tries AS integer[]), CAST(:r_bytes AS bigint[]),
         CAST(:r_redirected_to AS text[]), CAST(:r_repairs AS integer[]),
+        CAST(:seen_hash AS bigint[]), CAST(:seen_url AS text[]), CAST(:seen_etag AS text[]),
+        CAST(:seen_last_modified AS text[]),
         CAST(:c_hash AS bigint[]), CAST(:c_url AS text[]), CAST(:c_domain AS text[]), CAST(:c_title AS text[]),
         CAST(:c_description AS text[]), CAST(:c_canonical_url AS text[]), CAST(:c_lang AS text[]),
         CAST(:c_http_status AS integer[]), CAST(:c_etag AS text[]), CAST(:c_last_modified AS text[]),
-        CAST(:c_content_hash AS text[]), CAST(:c_text AS text[]), CAST(:c_word_count AS integer[]),
-        CAST(:gone_hash AS bigint[]), CAST(:gone_url AS text[]))
+        CAST(:c_source_hash AS text[]), CAST(:c_content_hash AS text[]), CAST(:c_folded_hash AS text[]),
+        CAST(:c_simhash AS bigint[]), CAST(:c_text AS text[]), CAST(:c_markdown AS text[]),
+        CAST(:c_word_count AS integer[]), CAST(:c_links AS bytea[]))
 """)
 
 
@@ -324,16 +365,23 @@ class CrawlFrontier:
     # --- urls -----------------------------------------------------------------------------------------------
 
     def seed(self, urls: Sequence[FrontierUrl]) -> int:
-        """Enter urls that are not known yet; returns how many were new."""
+        """Enter urls that the job has not; returns how many were new to it.
+
+        One that was entered as `known` and is named by a start url or a sitemap now is no longer only that.
+        """
+        urls = list({url.hash: url for url in urls}.values())
         with self._engine.begin() as connection:
             return connection.execute(
                 text("""
-                    INSERT INTO crawl_frontier (job_id, url_hash, customer_id, url, depth)
-                    SELECT :job_id, s.hash, :customer_id, s.url, s.depth
-                    FROM unnest(CAST(:hashes AS bigint[]), CAST(:urls AS text[]), CAST(:depths AS integer[]))
-                             WITH ORDINALITY AS s (hash, url, depth, ordinal)
+                    INSERT INTO crawl_frontier AS f (job_id, url_hash, customer_id, url, depth, found_by, lastmod)
+                    SELECT :job_id, s.hash, :customer_id, s.url, s.depth, s.found_by, s.lastmod
+                    FROM unnest(CAST(:hashes AS bigint[]), CAST(:urls AS text[]), CAST(:depths AS integer[]),
+                                CAST(:found_by AS text[]), CAST(:lastmod AS timestamptz[]))
+                             WITH ORDINALITY AS s (hash, url, depth, found_by, lastmod, ordinal)
                     ORDER BY s.ordinal
-                    ON CONFLICT (job_id, url_hash) DO NOTHING
+                    ON CONFLICT (job_id, url_hash) DO UPDATE
+                        SET found_by = EXCLUDED.found_by, lastmod = coalesce(EXCLUDED.lastmod, f.lastmod)
+                        WHERE f.found_by = 'known' AND EXCLUDED.found_by <> 'known'
                 """),
                 {
                     "job_id": self.job_id,
@@ -341,6 +389,8 @@ class CrawlFrontier:
                     "hashes": [u.hash for u in urls],
                     "urls": [u.url for u in urls],
                     "depths": [u.depth for u in urls],
+                    "found_by": [u.found_by for u in urls],
+                    "lastmod": [u.lastmod for u in urls],
                 },
             ).rowcount
 
@@ -357,12 +407,12 @@ class CrawlFrontier:
                     UPDATE crawl_frontier AS f SET worker_id = w.worker_id
                     FROM chosen, omniops_meta.crawl_workers AS w
                     WHERE f.job_id = :job_id AND f.url_hash = chosen.url_hash AND w.worker_id = :worker
-                    RETURNING f.url_hash, f.url, f.depth, f.position
+                    RETURNING f.url_hash, f.url, f.depth, f.position, f.found_by, f.lastmod
                 """),
                 {"job_id": self.job_id, "worker": worker, "limit": limit},
             ).all()
         rows = sorted(rows, key=lambda row: (row.depth, row.position))
-        return [FrontierUrl(row.url_hash, row.url, row.depth) for row in rows]
+        return [FrontierUrl(row.url_hash, row.url, row.depth, row.found_by, row.lastmod) for row in rows]
 
     def reserve_pages(self, worker: int, want: int, max_pages: int) -> Reservation:
         """Reserve part of `max_pages` for the worker; what is granted may be fetched, and not one more.
@@ -400,13 +450,22 @@ class CrawlFrontier:
             ).one()
         return Reservation(int(granted), int(others.workers), int(others.pages))
 
-    def commit(self, worker: int, batch: Batch, *, own_links: int, lease_seconds: float = LEASE_SECONDS) -> Committed:
+    def commit(
+        self,
+        worker: int,
+        batch: Batch,
+        *,
+        own_links: int,
+        mark_linked: bool = False,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> Committed:
         """Write a batch in one transaction: links, acknowledgements, content, results.
 
         Args:
             worker: the fencing token.
             batch: finished urls and the links that they hold.
             own_links: so many of the new links may become this worker's at once; the rest wait for anyone.
+            mark_linked: the job began with urls that were known before; put down which of them are linked.
             lease_seconds: how long the lease is renewed for.
 
         Raises:
@@ -416,11 +475,12 @@ class CrawlFrontier:
         """
         finished, links = batch.finished, batch.links
         pages = [(f, f.content) for f in finished if f.content is not None]
-        gone = [f for f in finished if f.gone]
+        seen = [f for f in finished if f.unchanged]
         parameters = {
             "worker": worker,
             "lease": lease_seconds,
             "own_links": own_links,
+            "mark_linked": mark_linked,
             "link_hash": [link.hash for link in links],
             "link_url": [link.url for link in links],
             "link_depth": [link.depth for link in links],
@@ -439,6 +499,10 @@ class CrawlFrontier:
             "r_bytes": [f.bytes for f in finished],
             "r_redirected_to": [_storable(f.redirected_to) for f in finished],
             "r_repairs": [f.repairs for f in finished],
+            "seen_hash": [f.hash for f in seen],
+            "seen_url": [f.url for f in seen],
+            "seen_etag": [_storable(f.etag) for f in seen],
+            "seen_last_modified": [_storable(f.last_modified) for f in seen],
             "c_hash": [f.hash for f, _ in pages],
             "c_url": [f.url for f, _ in pages],
             "c_domain": [c.domain for _, c in pages],
@@ -449,15 +513,17 @@ class CrawlFrontier:
             "c_http_status": [c.http_status for _, c in pages],
             "c_etag": [_storable(c.etag) for _, c in pages],
             "c_last_modified": [_storable(c.last_modified) for _, c in pages],
+            "c_source_hash": [c.source_hash for _, c in pages],
             "c_content_hash": [c.content_hash for _, c in pages],
+            "c_folded_hash": [c.folded_hash for _, c in pages],
+            "c_simhash": [c.simhash for _, c in pages],
             "c_text": [_storable(c.text) for _, c in pages],
+            "c_markdown": [_storable(c.markdown) for _, c in pages],
             "c_word_count": [c.word_count for _, c in pages],
-            "gone_hash": [f.hash for f in gone],
-            "gone_url": [f.url for f in gone],
+            "c_links": [c.links for _, c in pages],
         }
         try:
-            with self._engine.begin() as connection:
-                row = connection.execute(_COMMIT, parameters).one()
+            row = self._in_transaction(_COMMIT, parameters)
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) == _REPLACED:
                 raise WorkerReplaced(_replaced_message(worker)) from error
@@ -506,6 +572,37 @@ class CrawlFrontier:
                     {"job_id": self.job_id},
                 )
             )
+
+    def settle_pages(
+        self, whole_sites: Sequence[str], *, after: int = UNLINKED_CRAWLS, accept_losses: bool = False
+    ) -> dict[str, Any]:
+        """Decide what becomes of pages that the job did not find, once; a later call gives what was decided.
+
+        Args:
+            whole_sites: sites that the job went through from their root, with nothing left to fetch.
+            after: a page to which so many whole crawls in a row found no link and no sitemap entry is removed.
+            accept_losses: remove what was held back: somebody looked, and it is meant.
+
+        Returns:
+            Counts of pages: `alive` before, `gone`, `moved`, `noindex`, `unlinked`; and `held_back`: True where more
+            than half of the pages would have been removed, and none was.
+        """
+        settled: dict[str, Any] = self._in_transaction(
+            text("SELECT crawl_settle_pages(:job_id, CAST(:sites AS text[]), :after, :accept)"),
+            {"job_id": self.job_id, "sites": list(whole_sites), "after": after, "accept": accept_losses},
+        )[0]
+        return settled
+
+    def _in_transaction(self, statement: TextClause, parameters: dict[str, Any]) -> Row[Any]:
+        """The one row of a statement in a transaction of its own, which is tried again after a deadlock."""
+        for tried in itertools.count(1):
+            try:
+                with self._engine.begin() as connection:
+                    return connection.execute(statement, parameters).one()
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) != _DEADLOCK or tried == _DEADLOCK_TRIES:
+                    raise
+        raise AssertionError  # the loop has no end
 
     def record_unfollowed(self, limit: int) -> int:
         """Give a `skipped` result to the urls that were found and, by depth or globs, not followed.

@@ -33,7 +33,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR, UUID
+from sqlalchemy.dialects.postgresql import INTERVAL, JSONB, TSVECTOR, UUID
 from sqlalchemy.types import UserDefinedType
 
 from resources.postgres.job_status import JOB_TYPES, RESULT_STATUSES, STATUSES
@@ -272,13 +272,51 @@ scraped_pages = Table(
     _text("url", CheckConstraint("url <> '' AND octet_length(url) <= 2048")),
     *(_text(n, required=False) for n in ("title", "description", "canonical_url", "lang")),
     Column("http_status", SmallInteger, CheckConstraint("http_status BETWEEN 100 AND 999")),
-    *(_text(n, required=False) for n in ("etag", "last_modified", "content_hash")),
+    *(_text(n, required=False) for n in ("etag", "last_modified")),
+    _text("content_hash", required=False, comment="Of the normalised main text."),
     *(_now(n) for n in ("first_seen_at", "last_seen_at", "last_changed_at")),
     _time("removed_at"),
     _text(
         "last_job_id",
         required=False,
         comment="The job that saw it last; jobs are removed after 90 days, so this is no foreign key.",
+    ),
+    # None of these stands in an index, so that a visit to a page that has not changed can be a heap-only update.
+    _text(
+        "source_hash",
+        required=False,
+        comment="Of what the page showed before its main text was taken out: while it is the same, nothing is "
+        "extracted or written.",
+    ),
+    _text(
+        "folded_hash",
+        required=False,
+        comment="Of the main text without stamps and counters that say nothing (last updated on, views): while "
+        "it is the same, a change is cosmetic.",
+    ),
+    Column("simhash", BigInteger, comment="Of the main text: pages that say nearly the same differ in few bits."),
+    Column(
+        "check_interval",
+        INTERVAL,
+        nullable=False,
+        server_default=text("'1 day'::interval"),
+        comment="Halved when the page changes, half as long again when it does not: one hour to thirty days.",
+    ),
+    _now("next_check_at", "When it should be looked at again, where not all pages can be."),
+    Column(
+        "missing_crawls",
+        Integer,
+        CheckConstraint("missing_crawls >= 0"),
+        nullable=False,
+        server_default=text("0"),
+        comment="Whole crawls of its site in a row that found no link to it and no sitemap entry.",
+    ),
+    Column(
+        "removed_reason",
+        Text,
+        CheckConstraint(_one_of("removed_reason", ("gone", "moved", "noindex", "unlinked"))),
+        comment="gone: 404 or 410; moved: a redirect; noindex: not wanted to be found; unlinked: nothing led to it "
+        "any more.",
     ),
     UniqueConstraint("customer_id", "url"),
     UniqueConstraint("id", "customer_id"),
@@ -669,6 +707,10 @@ scrape_jobs = Table(
         "paused_seconds", Double, CheckConstraint("paused_seconds >= 0"), nullable=False, server_default=text("0")
     ),
     *(_text(n, required=False) for n in ("finish_reason", "error_message", "run_id")),
+    Column(
+        "removals", JSONB, CheckConstraint("jsonb_typeof(removals) = 'object'"),
+        comment="What became of pages that the job did not find: counts, written once at its end.",
+    ),
     UniqueConstraint("job_id", "customer_id"),
     # Question: what did this customer have crawled lately?
     Index("scrape_jobs_customer_created", "customer_id", text("created_at DESC")),
@@ -762,6 +804,12 @@ crawl_frontier = Table(
     ),
     Column("done", Boolean, nullable=False, server_default=text("false")),
     _text("skip_reason", required=False),
+    _text(
+        "found_by", CheckConstraint(_one_of("found_by", ("seed", "link", "sitemap", "known"))),
+        server_default=text("'link'::text"),
+        comment="What led to it: a start url, a link, a sitemap, or only that it was there before (known).",
+    ),
+    _time("lastmod", "When it changed last, by its sitemap."),
     PrimaryKeyConstraint("job_id", "url_hash"),
     ForeignKeyConstraint(
         ["job_id", "customer_id"], ["scrape_jobs.job_id", "scrape_jobs.customer_id"], ondelete="CASCADE"

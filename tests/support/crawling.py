@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from resources.crawler.completion import settle
 from resources.crawler.crawl import Crawl
 from resources.crawler.plan import CrawlOutcome, CrawlPlan, CrawlProgress
 from resources.crawler.urls import normalise
@@ -40,7 +41,10 @@ def crawl(database: Database, url: str, job_id: str = "job", **fields: Any) -> C
     options = {"allow_private": True, **fields}
     plan = CrawlPlan(urls=(normalise(url),), **options)
     make_job(database, job_id, plan)
-    return make_crawl(database, job_id, plan).run()
+    outcome = make_crawl(database, job_id, plan).run()
+    if outcome.complete:
+        settle(plan, database.frontier(job_id), outcome.finish_reason)
+    return outcome
 
 
 def results(database: Database, job_id: str = "job") -> dict[str, dict[str, Any]]:
