@@ -58,6 +58,7 @@ class Settings:
         source_url: of this project's files at a revision, for links from assets to their code, for example
             https://git.example/omniops/blob/main (`OMNIOPS_SOURCE_URL`); None: they open the files of this machine.
         chromium: the browser that renders pages, by path or name (`OMNIOPS_CHROMIUM`); None: one is looked for.
+        private_proxies: a site's proxy may be at a private address (`OMNIOPS_PRIVATE_PROXIES`).
     """
 
     home: Path
@@ -74,6 +75,7 @@ class Settings:
     statistics_first_day: date = DEFAULT_STATISTICS_FIRST_DAY
     source_url: str | None = None
     chromium: str | None = None
+    private_proxies: bool = False
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -99,6 +101,7 @@ class Settings:
             statistics_first_day=_day(env, "OMNIOPS_STATISTICS_FIRST_DAY", DEFAULT_STATISTICS_FIRST_DAY),
             source_url=_web_page(env, "OMNIOPS_SOURCE_URL"),
             chromium=(env.get("OMNIOPS_CHROMIUM") or "").strip() or None,
+            private_proxies=_yes_or_no(env, "OMNIOPS_PRIVATE_PROXIES"),
         )
 
 

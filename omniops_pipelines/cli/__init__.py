@@ -15,6 +15,7 @@ from omniops_pipelines.cli.keys import keys
 from omniops_pipelines.cli.migrate import migrate
 from omniops_pipelines.cli.queue import queue
 from omniops_pipelines.cli.retention import cleanup, erase, export, holds
+from omniops_pipelines.cli.sites import sites
 from omniops_pipelines.cli.up import up
 
 
@@ -25,7 +26,7 @@ def cli() -> None:
 
 
 for command in (
-    crawl, demo, up, jobs, queue, alerts, cleanup, erase, export, holds, keys, migrate, catalog, services, env,
+    crawl, demo, up, jobs, sites, queue, alerts, cleanup, erase, export, holds, keys, migrate, catalog, services, env,
     doctor,
 ):  # fmt: skip
     cli.add_command(command)

@@ -85,6 +85,7 @@ def env() -> None:
         "OMNIOPS_STATISTICS_FIRST_DAY": settings.statistics_first_day.isoformat(),
         "OMNIOPS_SOURCE_URL": settings.source_url or "",
         "OMNIOPS_CHROMIUM": settings.chromium or "",
+        "OMNIOPS_PRIVATE_PROXIES": "1" if settings.private_proxies else "0",
     }
     for name, value in values.items():
         click.echo(f"export {name}={shlex.quote(value)}")

@@ -136,6 +136,8 @@ def _run(order: CrawlOrder, *, customer_given: bool, as_json: bool) -> int:
     from omniops_pipelines.instance import open_stack
     from resources import stack
     from resources.crawler import crawl_order
+    from resources.crawler.site_access import access_for_crawl
+    from resources.settings import Settings
 
     try:
         if not order.job_id:
@@ -149,7 +151,10 @@ def _run(order: CrawlOrder, *, customer_given: bool, as_json: bool) -> int:
         planned = crawl_order.plan_crawl(order, manager)
         if not planned.finished:
             crawl_order.check_browser(planned.plan)
-            crawl_order.check_hosts(planned.plan)
+            access = access_for_crawl(
+                stack.database_engine(), planned.customer, planned.plan.urls, Settings.from_environment()
+            )
+            crawl_order.check_hosts(planned.plan, access)
     except crawl_order.InvalidOrder as error:
         raise click.UsageError(str(error)) from error
     del endpoints

@@ -5,8 +5,10 @@ from __future__ import annotations
 from sqlalchemy.exc import DBAPIError
 
 from resources.crawler.crawl_order import InvalidOrder, RefusedOrder
+from resources.crawler.site_access import UnusableAccess
 from resources.postgres.compliance import NoHold
 from resources.postgres.connection import DatabaseError
+from resources.postgres.credentials import InvalidCredentials, UnknownRow
 from resources.postgres.customer_rows import UnknownCustomer
 from resources.postgres.customers import InvalidSlug
 from resources.postgres.erasure import ErasureRefused
@@ -22,6 +24,7 @@ _EXPECTED = (
     DatabaseError,
     ServiceError,
     SecretError,
+    UnusableAccess,
     JobIdTaken,
     UnknownJob,
     UnknownCustomer,
@@ -31,6 +34,8 @@ _EXPECTED = (
     QueueRefused,
     UnknownMessage,
     InvalidSetting,
+    InvalidCredentials,
+    UnknownRow,
 )
 
 

@@ -35,6 +35,7 @@ from resources.crawler.plan import (
     CrawlProgress,
 )
 from resources.crawler.politeness import shared_limiter
+from resources.crawler.site_access import UnusableAccess, access_for_crawl
 from resources.crawler.stored_order import plan_for_queued_job
 from resources.crawler.urls import site_of
 from resources.postgres.connection import DatabaseError, DatabaseUnreachable
@@ -44,8 +45,10 @@ from resources.postgres.frontier import CrawlFrontier, FinishedUrl, WorkerReplac
 from resources.postgres.job_status import InvalidJobTransition
 from resources.postgres.jobs import MAX_CACHED_RESULTS, JobIdTaken, PersistentJobManager
 from resources.postgres.resource import PostgresResource
+from resources.postgres.secret_keys import SecretError
 from resources.run_tags import TAG_CUSTOMER, TAG_DOMAIN, TAG_JOB, TAG_ON_INTERRUPT
 from resources.services import ServiceError
+from resources.settings import Settings
 
 # A line in the run's log costs a connection (20 to 30 ms), so they come less often as a run grows old.
 _FIRST_REPORT_SECONDS = 1.5
@@ -201,7 +204,7 @@ def plan_crawl(
             crawl_order.check_order(order)
         crawl_order.check_database(postgres.endpoints().database_url)
         manager = postgres.job_manager()
-        planned = _plan(order, manager)
+        planned = _plan(order, manager, postgres)
         # Before the job is written, so that the run can always be asked which job it has.
         context.instance.add_run_tags(
             context.run_id,
@@ -232,7 +235,10 @@ def plan_crawl(
             # Queued by another program, perhaps in other words than the plan that is carried out now.
             checked = planned.plan.as_config() if planned.status == "queued" else None
             manager.update_job_status(planned.job_id, "running", run_id=context.run_id, config=checked)
-    except (InvalidOrder, RefusedOrder, DatabaseError, ServiceError, JobIdTaken, InvalidJobTransition) as error:
+    except (
+        InvalidOrder, RefusedOrder, DatabaseError, ServiceError, SecretError, UnusableAccess, JobIdTaken,
+        InvalidJobTransition,
+    ) as error:  # fmt: skip
         raise _refuse(error) from error
     if planned.finished:
         context.log.info(f"job {planned.job_id} is {planned.status} already: nothing is fetched")
@@ -265,6 +271,12 @@ def crawl_pages(
     # A customer may write the row; what was checked is what is allowed.
     plan = replace(CrawlPlan.from_config(job["config"]), allow_private=planned["allow_private"])
     frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
+    try:
+        # Read here and not in plan_crawl, because what an op returns is kept.
+        access = access_for_crawl(postgres.engine(), job["customer_id"], plan.urls, Settings.from_environment())
+    except (SecretError, UnusableAccess) as error:
+        _set_aside(manager, job_id, str(error))
+        raise _refuse(error) from error
     stats = manager.get_job_stats(job_id)
     crawl = Crawl(
         plan,
@@ -280,6 +292,7 @@ def crawl_pages(
         reconnect=postgres.endpoints().ensure_running,
         run_id=context.run_id,
         limiter=shared_limiter(manager.cache),
+        access=access,
     )
     report = _reporter(context, planned, crawl.progress)
     on_interrupt = context.run.tags.get(TAG_ON_INTERRUPT, "cancelled")
@@ -400,19 +413,25 @@ def crawl_alone() -> dg.JobDefinition:
     return dg.Definitions(jobs=[crawl_job], resources=resources).resolve_job_def("crawl")
 
 
-def _plan(order: CrawlOrder, manager: PersistentJobManager) -> PlannedCrawl:
+def _plan(order: CrawlOrder, manager: PersistentJobManager, postgres: PostgresResource) -> PlannedCrawl:
     """The checked order, hosts included. A queued job that cannot be done as it stands fails, with the reason.
 
     Raises:
         InvalidOrder: the order, or what the job was queued with, is wrong.
         RefusedOrder: the job is somebody else's or was made for other urls, or a host says no.
+        UnusableAccess, SecretError: the site's keys cannot be used, or not be read.
     """
+
+    def check_hosts(customer: str, plan: CrawlPlan) -> None:
+        access = access_for_crawl(postgres.engine(), customer, plan.urls, Settings.from_environment())
+        crawl_order.check_hosts(plan, access)
+
     job = manager.get_job_from_postgres(order.job_id) if order.job_id else None
     if job is None or job["status"] != "queued" or job["run_id"] or job["customer"] != order.customer:
         planned = crawl_order.plan_crawl(order, manager)
         if not planned.finished:
             crawl_order.check_browser(planned.plan)
-            crawl_order.check_hosts(planned.plan)
+            check_hosts(planned.customer, planned.plan)
         return planned
     # Another program wrote the row, and nobody has checked what it asks for.
     try:
@@ -420,8 +439,8 @@ def _plan(order: CrawlOrder, manager: PersistentJobManager) -> PlannedCrawl:
         wanted = crawl_order.check_urls(order.urls) if order.urls else plan.urls
         if wanted == plan.urls:
             crawl_order.check_browser(plan)
-            crawl_order.check_hosts(plan)
-    except (InvalidOrder, RefusedOrder) as error:
+            check_hosts(order.customer, plan)
+    except (InvalidOrder, RefusedOrder, UnusableAccess) as error:
         manager.fail_job(order.job_id, str(error))
         raise
     if wanted != plan.urls:

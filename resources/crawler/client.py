@@ -31,6 +31,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from resources.crawler.guard import AddressRefused, guarded_connector
+from resources.crawler.site_access import SessionCookies
+from resources.crawler.tunnel import ProxyTrouble, tunnel_connector
 from resources.crawler.urls import InvalidUrl, normalise
 
 try:
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from crawlee.proxy_configuration import ProxyInfo
     from crawlee.sessions import Session
     from crawlee.statistics import Statistics
+
+    from resources.crawler.site_access import SiteAccess
 
 __all__ = [
     "ROBOTS_TOKEN",
@@ -97,11 +101,13 @@ class FetchLimits:
     connect_seconds: float = 10.0
     """For one connection, with its TLS handshake."""
     first_byte_seconds: float = 20.0
-    """For silence of the server, before its answer and within it."""
+    """For silence of the server, within its answer too, and for all of an answer's head, however it drips."""
     max_redirects: int = 10
     max_line_bytes: int = 16 * 1024
     """For the status line and for one header; a Location can be as long as a url, encoded."""
     max_headers: int = 128
+    max_header_bytes: int = 64 * 1024
+    """For all headers of an answer together."""
     connections: int = 64
     """Open connections of the client, to all hosts."""
 
@@ -138,7 +144,8 @@ class Fetched:
     error: str | None = None
     """One of: invalid_url, dns, address_refused, connection_refused, unreachable, connection_reset, timeout,
     tls, protocol, header_too_large, incomplete, body_too_large, bad_encoding, decompression,
-    redirect_invalid, redirect_loop, too_many_redirects, stopped, or what `follow` said."""
+    redirect_invalid, redirect_loop, too_many_redirects, proxy_unreachable, proxy_refused, stopped, or
+    what `follow` said."""
     error_detail: str | None = None
     retryable: bool = False
     """Whether another try can end otherwise: resets, time-outs, cut bodies, 408, 425, 429, 5xx."""
@@ -402,6 +409,8 @@ def _classify(error: BaseException) -> FetchFailed:  # noqa: PLR0911, PLR0912 - 
     """Name the reason of an exception of aiohttp, asyncio or the system."""
     if isinstance(error, FetchFailed):
         return error
+    if isinstance(error, ProxyTrouble):
+        return FetchFailed(error.code, str(error), retryable=error.retryable)
     if (refused := _refused(error)) is not None:
         return FetchFailed("address_refused", f"{refused.strerror}.")
     text = str(error) or type(error).__name__
@@ -497,11 +506,16 @@ class GuardedHttpClient(HttpClient):
     """Fetches urls within limits and never from a refused address.
 
     The session is made in the loop that first needs it; `cleanup` closes it, and it can be used again.
-    Cookies, proxies of the environment and netrc are not used.
+    Proxies of the environment and netrc are not used. Cookies are kept for a site with keys, and for no other.
     """
 
     def __init__(
-        self, *, allow_private: bool = False, limits: FetchLimits | None = None, politeness: AsksFirst | None = None
+        self,
+        *,
+        allow_private: bool = False,
+        limits: FetchLimits | None = None,
+        access: SiteAccess | None = None,
+        politeness: AsksFirst | None = None,
     ) -> None:
         """Make a client; nothing is opened yet.
 
@@ -509,11 +523,14 @@ class GuardedHttpClient(HttpClient):
             allow_private: Let it connect to a person's own machine and network (see `guard`).
             limits: What one fetch may cost.
             politeness: Asked before each request, redirects and robots.txt included; None: nobody is.
+            access: Keys of a site, sent to its origin and to no other, and the proxy for everything.
         """
         super().__init__(persist_cookies_per_session=False)
         self.allow_private = allow_private
         self.limits = limits or FetchLimits()
         self._politeness = politeness
+        self._access = access
+        self._cookies = SessionCookies()
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # The total is a deadline over all hops, set once in `fetch`.
@@ -530,8 +547,19 @@ class GuardedHttpClient(HttpClient):
             return session
         limits = self.limits
         self._loop = loop
+        access = self._access
+        connector = (
+            guarded_connector(allow_private=self.allow_private, limit=limits.connections)
+            if access is None or access.proxy is None
+            else tunnel_connector(
+                access.proxy,
+                allow_private=self.allow_private,
+                private_proxy=access.private_proxy,
+                limit=limits.connections,
+            )
+        )
         self._session = aiohttp.ClientSession(
-            connector=guarded_connector(allow_private=self.allow_private, limit=limits.connections),
+            connector=connector,
             headers={
                 hdrs.USER_AGENT: USER_AGENT,
                 hdrs.ACCEPT: _ACCEPT,
@@ -581,9 +609,7 @@ class GuardedHttpClient(HttpClient):
             if not permitted and self._politeness is not None and not self._politeness.at_once(url):
                 await _wait_for_permission(self._politeness, url, clock)
             permitted = False
-            response = await session.request(
-                method, URL(url, encoded=True), headers=headers, data=payload, allow_redirects=False
-            )
+            response = await self._answer(session, method, url, headers, payload)
             status = response.status
             if status not in _REDIRECTS:
                 return response, url
@@ -594,6 +620,8 @@ class GuardedHttpClient(HttpClient):
                 target = normalise(location, url)
             except InvalidUrl as error:
                 raise _Stopped("redirect_invalid", str(error), url, response) from error
+            if self._access is not None and self._access.repeated_in(target):
+                raise _Stopped("redirect_invalid", "its target repeats a key of this site", url, response)
             if seen is None:
                 seen = {url}
             hops.append(Hop(url, status, target))
@@ -612,6 +640,34 @@ class GuardedHttpClient(HttpClient):
                 secret = ("authorization", "cookie", "proxy-authorization")
                 headers = {name: value for name, value in headers.items() if name.lower() not in secret}
             url = target
+
+    async def _answer(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        payload: bytes | None,
+    ) -> aiohttp.ClientResponse:
+        """Send one request, with the keys of this very url's site, and wait for the whole head of its answer."""
+        access, limits = self._access, self.limits
+        keyed = access is not None and access.is_for(url)
+        if access is not None and keyed:
+            headers = {**(headers or {}), **access.headers_for(url, self._cookies)}
+        try:
+            async with asyncio.timeout(limits.connect_seconds + limits.first_byte_seconds):
+                response = await session.request(
+                    method, URL(url, encoded=True), headers=headers, data=payload, allow_redirects=False
+                )
+        except TimeoutError as error:
+            raise TimeoutError(str(error) or f"no whole answer within {limits.first_byte_seconds:g} s") from error
+        size = sum([len(name) + len(value) for name, value in response.raw_headers])
+        if size > limits.max_header_bytes:
+            response.close()
+            raise FetchFailed("header_too_large", f"the headers have {size:,} bytes")
+        if keyed and (set_cookies := response.headers.getall(hdrs.SET_COOKIE, None)):
+            self._cookies.take(set_cookies)
+        return response
 
     async def _finish(self, response: aiohttp.ClientResponse) -> int:
         """Get rid of a body that nobody wants: keep its connection if that is cheap. Gives the bytes read."""
@@ -709,7 +765,18 @@ class GuardedHttpClient(HttpClient):
                 response.close()
             raise
         fetched.elapsed_ms = round((time.perf_counter() - started - clock.waited) * 1000)
+        if self._access is not None:
+            self._mask(fetched, self._access)
         return fetched
+
+    @staticmethod
+    def _mask(fetched: Fetched, access: SiteAccess) -> None:
+        """A server that repeats our keys puts them into no result and no text."""
+        if fetched.error_detail:
+            fetched.error_detail = access.mask(fetched.error_detail)
+        fetched.body = access.mask_bytes(fetched.body)
+        masked = CIMultiDict((name, access.mask(value)) for name, value in fetched.headers.items())
+        fetched.headers = CIMultiDictProxy(masked)
 
     @staticmethod
     def _describe(fetched: Fetched, response: aiohttp.ClientResponse) -> None:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from resources.crawler.client import Fetched
     from resources.crawler.page import Page
     from resources.crawler.plan import CrawlPlan
+    from resources.crawler.site_access import SiteAccess
     from resources.redis.rate_limit import AsyncRateLimiter
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class Crawl:
         limits: bounds of one fetch.
         render_limits: bounds of rendering one page, where the plan asks for a browser.
         limiter: of the domains' rates, shared with all other crawls; None: this crawl is alone.
+        access: keys of the site.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class Crawl:
         limits: FetchLimits | None = None,
         render_limits: RenderLimits | None = None,
         limiter: AsyncRateLimiter | None = None,
+        access: SiteAccess | None = None,
     ) -> None:
         self._plan = plan
         self._frontier = frontier
@@ -161,6 +164,7 @@ class Crawl:
         self._index = index
         self._reconnect = reconnect
         self._run_id = run_id
+        self._access = access
         limits = limits or FetchLimits()
         self._limits = replace(limits, connections=max(limits.connections, plan.concurrency))
         self._render_limits = render_limits or RenderLimits()
@@ -253,7 +257,10 @@ class Crawl:
         manager.writer = writer
         self._manager = manager
         client = GuardedHttpClient(
-            allow_private=self._plan.allow_private, limits=self._limits, politeness=self.politeness
+            allow_private=self._plan.allow_private,
+            limits=self._limits,
+            access=self._access,
+            politeness=self.politeness,
         )
         self._client = client
         self._renderer = self._build_renderer(client)

@@ -32,6 +32,7 @@ from resources.postgres.migrate import migration_state
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from resources.crawler.site_access import SiteAccess
     from resources.postgres.jobs import PersistentJobManager
 
 DEFAULT_CUSTOMER = "default"
@@ -211,8 +212,12 @@ def check_browser(plan: CrawlPlan) -> None:
         raise RefusedOrder(msg)
 
 
-def check_hosts(plan: CrawlPlan) -> None:
+def check_hosts(plan: CrawlPlan, access: SiteAccess | None = None) -> None:
     """Refuse start urls whose host has no address, is not to be fetched, or does not answer.
+
+    Args:
+        plan: whose urls.
+        access: of the site. Through a proxy a host need not answer to us directly.
 
     Raises:
         RefusedOrder: with which host, and why.
@@ -226,7 +231,7 @@ def check_hosts(plan: CrawlPlan) -> None:
             continue
         seen.add((host, port))
         try:
-            check_host(host, port, plan.allow_private)
+            check_host(host, port, plan.allow_private, connect=access is None or access.proxy is None)
         except HostCheckError as error:
             raise RefusedOrder(str(error)) from error
 

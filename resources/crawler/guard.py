@@ -17,7 +17,7 @@ import ipaddress
 import socket
 import time
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 __all__ = [
     "AddressRefused",
     "GuardedResolver",
+    "GuardedSockets",
     "HostCheckError",
     "HostRefused",
     "HostUnreachable",
     "HostUnresolvable",
+    "address_of",
     "check_host",
     "guarded_connector",
     "is_allowed_address",
@@ -77,12 +79,15 @@ _V6_REFUSED: Final = tuple(
         "2001:db8::/32",  # documentation
         "2002::/16",  # 6to4: embeds IPv4, and deprecated by RFC 7526
         "2620:4f:8000::/48",  # AS112
+        "3ffe::/16",  # the 6bone, given back in 2006
         "3fff::/20",  # documentation, RFC 9637
     )
 )
 # DNS64 gives these for every site that has IPv4 only, so they are judged by the address that they embed.
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _V4_MAPPED: Final = IPv6Network("::ffff:0:0/96")
+# ISATAP (RFC 5214) embeds an IPv4 address behind these in the lower half of an address of any network.
+_ISATAP: Final = frozenset({0x0000_5EFE, 0x0200_5EFE})
 
 # What `allow_private` adds: a person's own machine and network. Link-local, metadata and multicast stay
 # refused, because nobody develops a website there and a cloud machine keeps its credentials there.
@@ -99,13 +104,17 @@ _V4_PRIVATE: Final = tuple(
     )
 )
 _V6_PRIVATE: Final = tuple(IPv6Network(network) for network in ("::/128", "::1/128", "fc00::/7"))
-_METADATA: Final = frozenset(
-    {
-        IPv4Address("100.100.100.200"),  # Alibaba
-        IPv6Address("fd00:ec2::254"),  # AWS
-        IPv6Address("fd20:ce::254"),  # GCP
-    }
+_V4_METADATA: Final = (IPv4Network("100.100.100.200/32"),)  # Alibaba
+_V6_METADATA: Final = tuple(
+    IPv6Network(network)
+    for network in (
+        "fd00:ec2::/32",  # AWS: metadata, time, names, pod identity
+        "fd20:ce::/64",  # GCP
+        "fd00:42::42/128",  # Scaleway
+    )
 )
+
+_C = TypeVar("_C", bound=aiohttp.TCPConnector)
 
 _DNS_CACHE_SECONDS: Final = 60
 """How long aiohttp keeps an answer. A crawl asks for one name thousands of times."""
@@ -122,7 +131,7 @@ def _parse(address: str | IPv4Address | IPv6Address) -> IPv4Address | IPv6Addres
             return None
     else:
         return None
-    if isinstance(parsed, IPv6Address) and (parsed in _V4_MAPPED or parsed in _NAT64):
+    if isinstance(parsed, IPv6Address) and parsed.scope_id is None and (parsed in _V4_MAPPED or parsed in _NAT64):
         return IPv4Address(int(parsed) & 0xFFFFFFFF)
     return parsed
 
@@ -145,7 +154,9 @@ def is_public_address(address: str | IPv4Address | IPv6Address) -> bool:
     if isinstance(parsed, IPv4Address):
         return not any(parsed in network for network in _V4_REFUSED)
     # A scope id means link-local; on any other address it is an attempt to look like something else.
-    return parsed.scope_id is None and parsed in _V6_GLOBAL and not any(parsed in network for network in _V6_REFUSED)
+    if parsed.scope_id is not None or int(parsed) >> 32 & 0xFFFFFFFF in _ISATAP:
+        return False
+    return parsed in _V6_GLOBAL and not any(parsed in network for network in _V6_REFUSED)
 
 
 def is_allowed_address(address: str | IPv4Address | IPv6Address, *, allow_private: bool) -> bool:
@@ -161,11 +172,13 @@ def is_allowed_address(address: str | IPv4Address | IPv6Address, *, allow_privat
     if not allow_private:
         return False
     parsed = _parse(address)
-    if parsed is None or parsed in _METADATA:
+    if parsed is None:
         return False
     if isinstance(parsed, IPv4Address):
-        return any(parsed in network for network in _V4_PRIVATE)
-    return parsed.scope_id is None and any(parsed in network for network in _V6_PRIVATE)
+        return any(parsed in network for network in _V4_PRIVATE) and not any(parsed in n for n in _V4_METADATA)
+    if parsed.scope_id is not None or any(parsed in network for network in _V6_METADATA):
+        return False
+    return any(parsed in network for network in _V6_PRIVATE)
 
 
 class AddressRefused(OSError):
@@ -221,7 +234,7 @@ class GuardedResolver(AbstractResolver):
         results: list[ResolveResult] = []
         refused = ""
         for found_family, _, proto, _, sockaddr in infos:
-            address = _address_of(sockaddr)
+            address = address_of(sockaddr)
             if not is_allowed_address(address, allow_private=self._allow_private):
                 refused = refused or address
                 continue
@@ -245,7 +258,7 @@ class GuardedResolver(AbstractResolver):
         """Nothing is held."""
 
 
-def _address_of(sockaddr: tuple[object, ...]) -> str:
+def address_of(sockaddr: tuple[object, ...]) -> str:
     """Give the address of a socket address, with the scope of a link-local one."""
     address = str(sockaddr[0])
     if len(sockaddr) == 4 and sockaddr[3] and "%" not in address:
@@ -253,15 +266,15 @@ def _address_of(sockaddr: tuple[object, ...]) -> str:
     return address
 
 
-class _GuardedSockets:
-    """Makes sockets, but none for an address that is not allowed."""
+class GuardedSockets:
+    """Makes sockets, but none for an address that is not allowed; a `socket_factory` of aiohttp."""
 
     def __init__(self, *, allow_private: bool) -> None:
         self._allow_private = allow_private
 
     def __call__(self, addr_info: AddrInfoType) -> socket.socket:
         family, kind, proto, _, sockaddr = addr_info
-        address = _address_of(sockaddr) if family in (socket.AF_INET, socket.AF_INET6) else str(sockaddr)
+        address = address_of(sockaddr) if family in (socket.AF_INET, socket.AF_INET6) else str(sockaddr)
         if not is_allowed_address(address, allow_private=self._allow_private):
             raise AddressRefused(address, address)
         return socket.socket(family=family, type=kind, proto=proto)
@@ -273,7 +286,8 @@ def guarded_connector(
     limit: int = 100,
     limit_per_host: int = 0,
     keepalive_seconds: float = 15.0,
-) -> aiohttp.TCPConnector:
+    kind: type[_C] = aiohttp.TCPConnector,  # type: ignore[assignment]
+) -> _C:
     """Make a connector that cannot connect to a refused address.
 
     Its `socket_factory` gets the very address that is to be connected (aiohappyeyeballs calls it just before
@@ -284,14 +298,15 @@ def guarded_connector(
         limit: Open connections in all; 0 is no limit.
         limit_per_host: Open connections to one host and port; 0 is no limit.
         keepalive_seconds: How long an idle connection is kept.
+        kind: The connector's class.
 
     Returns:
         A connector for `aiohttp.ClientSession`; give the session `trust_env=False`, because through a proxy
         the connected address is the proxy's. Must be called in a running loop.
     """
-    return aiohttp.TCPConnector(
+    return kind(
         resolver=GuardedResolver(allow_private=allow_private),
-        socket_factory=_GuardedSockets(allow_private=allow_private),
+        socket_factory=GuardedSockets(allow_private=allow_private),
         limit=limit,
         limit_per_host=limit_per_host,
         ttl_dns_cache=_DNS_CACHE_SECONDS,
@@ -315,7 +330,9 @@ class HostUnreachable(HostCheckError):
     """Nothing accepts a connection there."""
 
 
-def check_host(host: str, port: int, allow_private: bool = False, *, timeout_seconds: float = 5.0) -> str:
+def check_host(
+    host: str, port: int, allow_private: bool = False, *, timeout_seconds: float = 5.0, connect: bool = True
+) -> str:
     """Check before a crawl that a host resolves, may be connected to, and accepts a connection.
 
     For the command line and for `plan_crawl`: blocking, and nothing is sent.
@@ -326,9 +343,10 @@ def check_host(host: str, port: int, allow_private: bool = False, *, timeout_sec
         allow_private: As for `is_allowed_address`.
         timeout_seconds: For connecting, over all the addresses of the host. Resolving takes as long as the
             system's resolver does.
+        connect: False for a host that is reached through a proxy: its addresses are checked and nothing more.
 
     Returns:
-        The address that accepted the connection.
+        The address that accepted the connection, or the first allowed one.
 
     Raises:
         HostUnresolvable: The name has no address.
@@ -340,13 +358,15 @@ def check_host(host: str, port: int, allow_private: bool = False, *, timeout_sec
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise HostUnresolvable(f"The host {host!r} has no address: check its spelling and your network.") from error
-    allowed = [info for info in infos if is_allowed_address(_address_of(info[4]), allow_private=allow_private)]
+    allowed = [info for info in infos if is_allowed_address(address_of(info[4]), allow_private=allow_private)]
     if not allowed:
-        address = _address_of(infos[0][4])
+        address = address_of(infos[0][4])
         at = f"{host!r} is" if address == host else f"{host!r} is at {address}, which is"
         if not allow_private and is_allowed_address(address, allow_private=True):
             raise HostRefused(f"{at} a private address, and those are never crawled unless you say --allow-private.")
         raise HostRefused(f"{at} an address that is never crawled.")
+    if not connect:
+        return address_of(allowed[0][4])
     deadline = time.monotonic() + timeout_seconds
     problem: OSError = TimeoutError()
     for family, kind, proto, _, sockaddr in allowed:
@@ -357,7 +377,7 @@ def check_host(host: str, port: int, allow_private: bool = False, *, timeout_sec
             with socket.socket(family, kind, proto) as connection:
                 connection.settimeout(left)
                 connection.connect(sockaddr)
-                return _address_of(sockaddr)
+                return address_of(sockaddr)
         except OSError as error:
             problem = error
     if isinstance(problem, ConnectionRefusedError):

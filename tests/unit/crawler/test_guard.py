@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resources.crawler.guard import (
     AddressRefused,
@@ -69,6 +71,23 @@ REFUSED = [
     "ff02::1",
     "4000::1",
     "2606:4700:4700::1111%eth0",
+    "::ffff:8.8.8.8%eth0",
+    "2606:4700::5efe:10.0.0.1",
+    "2606:4700::200:5efe:8.8.8.8",
+    "3ffe::1",
+    "2001:2::1",
+    "2001:3::1",
+    "2001:4:112::1",
+    "2001:20::1",
+    "2001:30::1",
+    "2620:4f:8000::1",
+    "100:0:0:1::1",
+    "64:ff9b:1:ffff::1",
+    "64:ff9b:1::a9fe:a9fe",
+    "64:ff9b::10.0.0.1",
+    "64:ff9b:0:0:1::808:808",
+    "fd20:ce::254",
+    "fd00:42::42",
 ]
 PUBLIC = [
     "1.1.1.1",
@@ -131,10 +150,101 @@ def test_allow_private_opens_a_persons_own_machine_and_network(address: str) -> 
 
 @pytest.mark.parametrize(
     "address",
-    ["169.254.169.254", "fd00:ec2::254", "fe80::1%eth0", "224.0.0.1", "64:ff9b::a9fe:a9fe", "100.100.100.200"],
+    [
+        "169.254.169.254",
+        "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd20:ce::254",
+        "fd00:42::42",
+        "fe80::1%eth0",
+        "224.0.0.1",
+        "64:ff9b::a9fe:a9fe",
+        "::ffff:169.254.169.254",
+        "100.100.100.200",
+        "::ffff:100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "240.0.0.1",
+        "2002:7f00:1::",
+        "64:ff9b:1::7f00:1",
+        "fec0::1",
+        "::127.0.0.1",
+        "::1%lo",
+        "2606:4700::5efe:127.0.0.1",
+    ],
 )
 def test_allow_private_does_not_open_metadata_link_local_and_multicast(address: str) -> None:
     assert not is_allowed_address(address, allow_private=True)
+
+
+# IANA's registries of special-purpose addresses (2025), and what else is no website: the first and the last address
+# of each, and what stands just outside.
+SPECIAL = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.31.196.0/24",
+    "192.52.193.0/24",
+    "192.88.99.0/24",
+    "192.168.0.0/16",
+    "192.175.48.0/24",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "255.255.255.255/32",
+    "168.63.129.16/32",
+    "::/128",
+    "::1/128",
+    "::/96",
+    "::ffff:0:0:0/96",
+    "64:ff9b:1::/48",
+    "100::/64",
+    "100:0:0:1::/64",
+    "2001::/23",
+    "2001::/32",
+    "2001:1::1/128",
+    "2001:2::/48",
+    "2001:3::/32",
+    "2001:4:112::/48",
+    "2001:10::/28",
+    "2001:20::/28",
+    "2001:30::/28",
+    "2001:db8::/32",
+    "2002::/16",
+    "2620:4f:8000::/48",
+    "3fff::/20",
+    "5f00::/16",
+    "fc00::/7",
+    "fe80::/10",
+    "fec0::/10",
+    "ff00::/8",
+]
+
+
+@pytest.mark.parametrize("network", SPECIAL)
+def test_a_special_purpose_network_is_refused_from_its_first_to_its_last_address(network: str) -> None:
+    whole = ip_network(network)
+    for address in (whole[0], whole[whole.num_addresses // 2], whole[-1]):
+        assert not is_public_address(address), address
+        if address.version == 4:
+            # As it is spelled inside of an IPv6 address, too.
+            for prefix in ("::ffff:", "64:ff9b::", "::", "::ffff:0:", "64:ff9b:1::"):
+                assert not is_public_address(f"{prefix}{address}"), (prefix, address)
+
+
+@given(st.ip_addresses(v=4) | st.ip_addresses(v=6))
+def test_no_address_is_more_public_to_us_than_to_the_standard_library(address: IPv4Address | IPv6Address) -> None:
+    if is_public_address(address):
+        embedded = ip_address(int(address) & 0xFFFFFFFF) if address in ip_network("64:ff9b::/96") else address
+        assert embedded.is_global
+        assert not embedded.is_multicast
 
 
 def test_a_refused_address_is_an_os_error_that_names_host_and_address() -> None:
