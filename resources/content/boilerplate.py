@@ -12,9 +12,10 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from resources.content.dom import BLOCK_TAGS, HEADINGS
+from resources.content.rendering import data_table_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from resources.content.dom import Block, Element
 
@@ -44,7 +45,13 @@ def _place(container: Element, places: dict[Element, str]) -> str:
         if element.tag not in BLOCK_TAGS:
             continue
         name = ""
-        if classes < _CLASSES and element.raw and (match := _NAME(element.get("class").strip())):
+        # A body's first class often names the page.
+        if (
+            classes < _CLASSES
+            and element.raw
+            and element.tag != "body"
+            and (match := _NAME(element.get("class").strip()))
+        ):
             name = match[0]
             classes += 1
         parts.append(f"{element.tag}.{name}")
@@ -131,14 +138,11 @@ class SiteBoilerplate:
 
 # ------------------------------------------------------------------------------------------ on one page
 
-_ISOLATED: Final = 60
+_ISOLATED: Final = 40
 """Characters up to which a repeated block alone among new ones stays: a label, "In stock"."""
-_UNITS: Final = frozenset({"table", "dl"})
 
 
-def repeated_blocks(
-    blocks: list[Block], known: frozenset[int], places: dict[Element, str], is_unit: Callable[[Element], bool]
-) -> set[int]:
+def repeated_blocks(blocks: list[Block], known: frozenset[int], places: dict[Element, str]) -> set[int]:
     """Give the indices of the blocks of one page that are the site's, not the page's.
 
     A short one that stands alone among new ones stays, since it belongs to them: a label, "In stock", a column's
@@ -149,15 +153,16 @@ def repeated_blocks(
         blocks: All blocks of the page, in order.
         known: The site's.
         places: See `block_hash`.
-        is_unit: Whether an element's blocks stay or go together.
     """
     repeated = [known_hash is not None and known_hash in known for known_hash in _hashes(blocks, places)]
     units: dict[Element, list[int]] = {}
+    tables: dict[Element, bool] = {}
     for index, block in enumerate(blocks):
-        for element in block.container.ancestors():
-            if element.tag in _UNITS and is_unit(element):
-                units.setdefault(element, []).append(index)
-                break
+        unit = data_table_of(block.container, tables)
+        if unit is None:
+            unit = next((element for element in block.container.ancestors() if element.tag == "dl"), None)
+        if unit is not None:
+            units.setdefault(unit, []).append(index)
     for members in units.values():
         if not all(repeated[index] for index in members):
             for index in members:
@@ -166,7 +171,8 @@ def repeated_blocks(
     for start, end in _stretches(repeated):
         size = sum(blocks[index].size for index in range(start, end))
         linked = sum(blocks[index].linked for index in range(start, end))
-        if size <= _ISOLATED and linked < 0.5 * size and end - start <= 2:
+        between = start > 0 and end < len(blocks)
+        if between and size <= _ISOLATED and linked < 0.5 * size and end - start <= 2:
             continue
         last = end
         # The heading of new text, at the end of what is repeated.

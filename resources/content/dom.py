@@ -18,16 +18,26 @@ from resources.crawler.page import PAGE_SECONDS, pieces, without_formatting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["BLOCK_TAGS", "HEADINGS", "Block", "Document", "Element", "blocks_of", "read_document", "unescape"]
+__all__ = [
+    "BLOCK_TAGS",
+    "HEADINGS",
+    "Block",
+    "Document",
+    "Element",
+    "blocks_of",
+    "read_document",
+    "unescape",
+    "without_scripts",
+]
 
 MAX_DEPTH: Final = 150
 """Elements below stay, as children of the one at this depth; real pages have up to 60."""
 
 HEADINGS: Final = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _BLOCK_TAGS: Final = """
-    address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption figure
-    footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol p pre search section summary
-    table tbody td tfoot th thead tr ul
+    address article aside blockquote body button caption center dd details dialog dir div dl dt fieldset figcaption
+    figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol optgroup option p pre
+    search section select summary table tbody td tfoot th thead tr ul
 """
 BLOCK_TAGS: Final = frozenset(_BLOCK_TAGS.split())
 _NO_TEXT: Final = [
@@ -58,7 +68,7 @@ def unescape(text: str) -> str:
 class Element:
     """An element: its children are elements and texts, which are still escaped."""
 
-    __slots__ = ("_attributes", "children", "has_block", "parent", "raw", "tag")
+    __slots__ = ("_attributes", "children", "depth", "has_block", "parent", "raw", "tag")
 
     def __init__(self, tag: str, raw: str, parent: Element | None) -> None:
         self.tag = tag
@@ -66,6 +76,7 @@ class Element:
         self.parent = parent
         self.children: list[Element | str] = []
         self.has_block = False
+        self.depth: int = parent.depth + 1 if parent is not None else 0
         self._attributes: dict[str, str] | None = None
 
     @property
@@ -154,18 +165,42 @@ class Document:
         self.truncated = truncated
 
 
+_NO_CONTENT: Final = re.compile(r"<(?:(script|style)(?=[\s/>])|!--)", re.IGNORECASE)
+_ENDS: Final = {
+    "script": re.compile(r"</script[\s/>]", re.IGNORECASE),
+    "style": re.compile(r"</style[\s/>]", re.IGNORECASE),
+    "": re.compile("-->"),
+}
+
+
+def without_scripts(text: str) -> str:
+    """Leave out scripts, styles and comments: most of a page, and what makes it slow to read."""
+    kept: list[str] = []
+    position = 0
+    while (match := _NO_CONTENT.search(text, position)) is not None:
+        kind = (match[1] or "").lower()
+        end = _ENDS[kind].search(text, match.end())
+        if end is None:
+            break
+        kept.append(text[position : match.start()])
+        # The end tag itself stays out too.
+        position = end.end() if not kind else text.find(">", end.start()) + 1 or len(text)
+    kept.append(text[position:])
+    return "".join(kept)
+
+
 def read_document(text: str, on_first: Callable[[LexborHTMLParser], None] | None = None) -> Document:
     """Read a page.
 
     Args:
         text: HTML without NUL.
-        on_first: Is given the whole tree of the page's beginning, with scripts and head: for metadata.
+        on_first: Is given the tree of the page's beginning, with its head: for metadata.
     """
     root = Element("html", "", None)
     htmls: list[str] = []
     truncated = False
     deadline = time.monotonic() + PAGE_SECONDS
-    for number, piece in enumerate(pieces(text)):
+    for number, piece in enumerate(pieces(without_scripts(text))):
         if number and time.monotonic() > deadline:
             truncated = True
             break

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from resources.content.boilerplate import block_hash, repeated_blocks
-from resources.content.dom import blocks_of, read_document
-from resources.content.main_content import main_blocks
+from resources.content.careful import CarefulFailed, careful_blocks
+from resources.content.dom import blocks_of, read_document, without_scripts
+from resources.content.main_content import choose_blocks
 from resources.content.metadata import Metadata, read_metadata
 from resources.content.rendering import render_markdown, render_text
 from resources.crawler.page import clean_text, decode
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Extracted", "extract", "survey"]
 
-_WORDS: Final = re.compile(r"\w+").findall
+Mode = Literal["mixture", "fast", "careful"]
+_TAG: Final = re.compile(r"<[^<>]*+>")
+MAX_BLOCKS: Final = 20_000
+"""Blocks of one page that are looked at; the rest is cut off."""
+UNSURE: Final = 0.5
+"""Share of an article page's text up to which the fast choice is not trusted."""
+MIN_CAREFUL: Final = 0.3
+"""Share of the fast choice that the careful one must have to be believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,7 @@ class _Read:
         self.cleaned = cleaned
 
         def on_first(tree: LexborHTMLParser) -> None:
-            self.metadata = read_metadata(tree, url)
+            self.metadata = read_metadata(tree, text, url)
 
         self.document: Document = read_document(text, on_first)
 
@@ -72,11 +80,12 @@ def _decoded(html: str | bytes, content_type: str | None, charset: str | None) -
     """Give a page's text without NUL and half surrogate pairs, and how many characters were lost."""
     if isinstance(html, bytes):
         text, _ = decode(html, content_type, charset)
-        lost = text.count("\ufffd") - html.count(b"\xef\xbf\xbd")
-    else:
-        text, lost = html, 0
-    text, cleaned = clean_text(text)
-    return text, cleaned + max(0, lost)
+        lost = max(0, text.count("\ufffd") - html.count(b"\xef\xbf\xbd")) if "\ufffd" in text else 0
+        if "\0" in text:  # half surrogate pairs cannot come out of a decoder
+            lost += text.count("\0")
+            text = text.replace("\0", "")
+        return text, lost
+    return clean_text(html)
 
 
 def survey(
@@ -98,6 +107,7 @@ def extract(
     content_type: str | None = None,
     charset: str | None = None,
     boilerplate: frozenset[int] = frozenset(),
+    mode: Mode = "mixture",
 ) -> Extracted:
     """Read a page: what it says of itself, and its main content.
 
@@ -107,29 +117,75 @@ def extract(
         content_type: Of the answer; ``text/plain`` is kept as it is.
         charset: From the answer's Content-Type.
         boilerplate: Blocks that its site repeats, of `SiteBoilerplate.known`.
+        mode: The fast extractor, the careful one, or the careful one where the fast one is unsure.
     """
     text, cleaned = _decoded(html, content_type, charset)
     if content_type == "text/plain":
         return _plain(text, cleaned)
-    read = _Read(text, url, cleaned)
-    root = read.document.root
-    blocks = blocks_of(root)
-    if boilerplate:
-        gone = repeated_blocks(blocks, boilerplate, {}, lambda element: True)
-        blocks = [block for index, block in enumerate(blocks) if index not in gone]
-    chosen, method = main_blocks(read.document, blocks, read.metadata)
-    if not chosen:
-        return _extracted(read, url, blocks, "fallback", "no main content was found")
-    return _extracted(read, url, chosen, method, None)
+    try:
+        read = _Read(text, url, cleaned)
+        every = blocks_of(read.document.root)[:MAX_BLOCKS]
+    except Exception as error:  # noqa: BLE001 - whatever a hostile page does to the parser
+        return _crude(text, cleaned, _named(error))
+    try:
+        chosen, method, reason = _main_content(read, every, boilerplate, mode)
+        return _extracted(read, url, chosen, method, reason)
+    except Exception as error:  # noqa: BLE001 - a page is not lost because its main content cannot be told
+        return _plain(render_text(every), cleaned, read.metadata, _named(error))
 
 
-def _plain(text: str, cleaned: int) -> Extracted:
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+def _crude(text: str, cleaned: int, reason: str) -> Extracted:
+    """Give a page's text without a parser: whatever stands between tags."""
+    return _plain(_TAG.sub("\n", without_scripts(text)), cleaned, Metadata(), reason)
+
+
+def _main_content(
+    read: _Read, every: list[Block], boilerplate: frozenset[int], mode: Mode
+) -> tuple[list[Block], str, str | None]:
+    """Give the main content's blocks, who chose them, and why it is the fallback."""
+    if not every:
+        return [], "fast", None
+    choice = choose_blocks(read.document, every, read.metadata, boilerplate)
+    if mode == "careful" or (mode == "mixture" and choice.share < UNSURE):
+        try:
+            flags = careful_blocks(read.document, every)
+        except CarefulFailed:
+            flags = []  # the fast choice stands
+        careful = [block for block, flag in zip(every, flags, strict=False) if flag]
+        if boilerplate:
+            gone = repeated_blocks(careful, boilerplate, {})
+            careful = [block for index, block in enumerate(careful) if index not in gone]
+        if careful and sum(block.size for block in careful) >= MIN_CAREFUL * sum(
+            block.size for block in choice.blocks
+        ):
+            return careful, "careful", None
+    if not choice.blocks:
+        return every, "fallback", "no main content was found"
+    return choice.blocks, "fast", None
+
+
+def _plain(
+    text: str, cleaned: int, metadata: Metadata | None = None, fallback_reason: str | None = None
+) -> Extracted:
+    """Give text without structure: of text/plain, or of a page that could not be read better."""
     lines = [line for line in (" ".join(line.split()) for line in text.splitlines()) if line]
+    metadata = metadata or Metadata()
+    folded = "\n".join(lines)
     return Extracted(
-        text="\n".join(lines),
-        markdown=text.strip(),
-        word_count=len(_WORDS(text)),
-        method="plain",
+        title=metadata.title,
+        description=metadata.description,
+        canonical_url=metadata.canonical_url,
+        language=metadata.language,
+        published=metadata.published,
+        text=folded,
+        markdown=text.strip() if fallback_reason is None else "\n\n".join(lines),
+        word_count=len(folded.split()),
+        method="plain" if fallback_reason is None else "fallback",
+        fallback_reason=fallback_reason,
         cleaned=cleaned,
     )
 
@@ -145,7 +201,7 @@ def _extracted(read: _Read, url: str, blocks: list[Block], method: str, reason: 
         published=metadata.published,
         text=text,
         markdown=render_markdown(blocks, url, metadata.base),
-        word_count=len(_WORDS(text)),
+        word_count=len(text.split()),
         method=method,
         fallback_reason=reason,
         cleaned=read.cleaned,

@@ -61,11 +61,12 @@ class Metadata:
     """Types that it declares (schema.org, OpenGraph), in lower case: ``article``, ``product``, ``faqpage``."""
 
 
-def read_metadata(tree: LexborHTMLParser, url: str, now: datetime | None = None) -> Metadata:
+def read_metadata(tree: LexborHTMLParser, html: str, url: str, now: datetime | None = None) -> Metadata:
     """Read what a page says of itself.
 
     Args:
         tree: The page as lexbor read it; it is not changed.
+        html: The page, whose JSON-LD may have been cut off before lexbor read it.
         url: The page's own, for relative urls.
         now: What no date of publication may be after (a day later is let through, for zones).
     """
@@ -90,7 +91,7 @@ def read_metadata(tree: LexborHTMLParser, url: str, now: datetime | None = None)
         kinds.add(metas["og:type"].strip().lower()[:40])
     latest = (now or datetime.now(UTC)) + timedelta(days=1)
     found.published = next((d for name in _PUBLISHED_NAMES if (d := read_date(metas.get(name), latest))), None)
-    for thing in _json_nodes(tree):
+    for thing in _json_nodes(html):
         kinds.update(_types(thing))
         if found.published is None:
             found.published = read_date(thing.get("datePublished"), latest)
@@ -225,17 +226,25 @@ def _published_in_body(tree: LexborHTMLParser, latest: datetime) -> date | datet
 # ------------------------------------------------------------------------------------------ JSON-LD
 
 
-def _json_nodes(tree: LexborHTMLParser) -> Iterator[dict[str, Any]]:
+def _json_scripts(html: str) -> Iterator[str]:
+    """Give the texts of the scripts of JSON-LD."""
+    position = 0
+    for _ in range(_MAX_JSON_SCRIPTS):
+        mark = html.find("ld+json", position)
+        if mark < 0:
+            return
+        start = html.find(">", mark) + 1
+        end = html.find("</script", start)
+        position = mark + 7
+        if start and end > 0 and html.rfind("<script", max(0, mark - 300), mark) >= 0:
+            position = end
+            yield html[start:end]
+
+
+def _json_nodes(html: str) -> Iterator[dict[str, Any]]:
     """Give the objects of the page's JSON-LD, those of articles first; what cannot be read is left out."""
     nodes: list[dict[str, Any]] = []
-    scripts = 0
-    for script in tree.tags("script"):
-        if (script.attributes.get("type") or "").strip().lower() != "application/ld+json":
-            continue
-        scripts += 1
-        if scripts > _MAX_JSON_SCRIPTS:
-            break
-        text = script.text()
+    for text in _json_scripts(html):
         if len(text) > _MAX_JSON:
             continue
         try:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 from resources.content.dom import BLOCK_TAGS, HEADINGS
 
 if TYPE_CHECKING:
-    from resources.content.dom import Element
+    from collections.abc import Callable
+
+    from resources.content.dom import Document, Element
 
 __all__ = ["furniture_of"]
 
@@ -28,22 +30,37 @@ _FURNITURE: Final = """
     sidebar share sharing sharer social socials sharedaddy addthis addtoany related recommended recommendations
     recommendation outbrain taboola sponsored sponsor advert advertisement advertising ads adsense promo
     pagination pager skip skiplink toc minicart
-    disqus comments comment commentlist respond
+    disqus comments comment commentlist respond reply replies gprd banner alert prompt advertorial
+    trending popular teaser teasers rail outbrain taboola widget widgets cta sticky print noprint
 """
+_NOT_OF_ARTICLES: Final = """
+    byline author authors bio caption captions credit credits dateline date dates time timestamp meta tags tag tagged
+    headline gallery slideshow carousel slider player video disclaimer copyright source photo image figcaption
+    kicker published updated publish more readmore also next prev previous embedded embed callout toolbar tools
+    breadcrumbs categories category profile signature follow subscription donate donation correction
+"""
+_ARTICLE_NAMES: Final = frozenset((_FURNITURE + _NOT_OF_ARTICLES).split())
 _NAMES: Final = frozenset(_FURNITURE.split())
 _DENIALS: Final = frozenset({"has", "no", "with", "without", "is", "not", "hide", "hides", "above", "below"})
 _HIDDEN_STYLE: Final = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE).search
+_CONTROLLED: Final = re.compile(r"aria-controls=\"([^\"]*+)\"").findall
 _UNFOLDS: Final = re.compile(
     r"accordion|collaps|panel|answer|tab|faq|toggle|expand|detail|content|spoiler", re.IGNORECASE
 ).search
 
 
 @lru_cache(maxsize=20_000)
-def named_as_furniture(names: str) -> bool:
-    """Tell whether an element's classes or id name it as furniture."""
+def named_as_furniture(names: str, *, in_article: bool = False) -> bool:
+    """Tell whether an element's classes or id name it as furniture.
+
+    Args:
+        names: Classes and id.
+        in_article: Also what goes with an article without being of it: captions, the author, tags.
+    """
+    furniture = _ARTICLE_NAMES if in_article else _NAMES
     for name in names.split():
         words = [word.lower() for word in _WORDS(name)]
-        if words and (words[0] in _NAMES or words[-1] in _NAMES) and not _DENIALS.intersection(words):
+        if words and (words[0] in furniture or words[-1] in furniture) and not _DENIALS.intersection(words):
             return True
     return False
 
@@ -68,22 +85,23 @@ def _is_hidden(element: Element, unfolded: frozenset[str]) -> bool:
     )
 
 
-def furniture_of(root: Element) -> set[Element]:
-    """Give the outermost elements that are furniture by tag, role, class, id or being hidden."""
-    unfolded = frozenset(
-        name
-        for element in root.iter()
-        if element.raw and "aria-controls" in element.raw
-        for name in element.get("aria-controls").split()
-    )
+def furniture_of(document: Document, is_large: Callable[[Element], bool]) -> set[Element]:
+    """Give the outermost elements that are furniture by tag, role, class, id or being hidden.
+
+    Args:
+        document: The page.
+        is_large: Whether an element holds so much of the page's text that it cannot be furniture.
+    """
+    unfolded = frozenset(name for names in _CONTROLLED(document.html) for name in names.split())
+    root = document.root
     found: set[Element] = set()
     stack = [root]
     while stack:
         element = stack.pop()
-        if element is not root and _is_furniture(element, unfolded):
+        if element is not root and _is_furniture(element, unfolded) and not is_large(element):
             found.add(element)
             continue
-        stack.extend(child for child in element.children if not isinstance(child, str))
+        stack += [child for child in element.children if not isinstance(child, str)]
     return found
 
 

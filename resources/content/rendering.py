@@ -53,13 +53,13 @@ def data_table_of(container: Element, tables: dict[Element, bool]) -> Element | 
     return None
 
 
-def _is_data(table: Element) -> bool:  # noqa: PLR0911 - the cheap tests first
+def _is_data(table: Element) -> bool:
     """Tell a table of data from one that only places things."""
     if table.get("role") in ("presentation", "none"):
         return False
     if any(ancestor.tag == "table" for ancestor in table.ancestors() if ancestor is not table):
         return False
-    headed = False
+    headed = titled = False
     wide = rows = cells = 0
     for element in table.iter():
         tag = element.tag
@@ -67,6 +67,8 @@ def _is_data(table: Element) -> bool:  # noqa: PLR0911 - the cheap tests first
             return False
         if tag == "th":
             headed = True
+        elif tag in HEADINGS:
+            titled = True
         elif tag == "tr":
             rows += 1
             count = sum(1 for child in element.children if not isinstance(child, str) and child.tag in _CELLS)
@@ -76,14 +78,8 @@ def _is_data(table: Element) -> bool:  # noqa: PLR0911 - the cheap tests first
                 return False
     if headed:
         return True
-    if wide < 2 or rows < 1:
-        return False
-    # Cells for layout hold paragraphs; cells of data hold a few words.
-    return len(table.words()) <= 200 * cells and not (rows == 1 and wide <= 3 and _holds_blocks(table))
-
-
-def _holds_blocks(table: Element) -> bool:
-    return sum(1 for e in table.iter() if e.tag in ("p", "div", "h1", "h2", "h3", "ul")) > 4
+    # Cells for layout hold paragraphs, one row of them; cells of data hold a few words.
+    return wide >= 2 and rows >= 2 and not titled and len(table.words()) <= 200 * cells
 
 
 class _Run:

@@ -198,13 +198,19 @@ _TAG_ENDS: Final = re.compile(
 _CUTS: Final = re.compile(r"<(?:div|p|li|tr|dt|dd|section|article|table|ul|h[1-6])\b", re.IGNORECASE)
 
 
+def _is_harmless(text: str) -> bool:
+    if len(text) <= PIECE_CHARACTERS:
+        return True
+    return text.count("<") <= PIECE_TAGS and len(text) <= WHOLE_CHARACTERS and "" not in _TAG_ENDS(text)
+
+
 def pieces(text: str) -> list[str]:
     """Cut a page into what is parsed in one go each; nearly always it is one piece, the whole page."""
-    if len(text) <= PIECE_CHARACTERS:
-        return [text]
-    if text.count("<") <= PIECE_TAGS and len(text) <= WHOLE_CHARACTERS and "" not in _TAG_ENDS(text):
+    if _is_harmless(text):
         return [text]
     text = _without_scripts(text)
+    if _is_harmless(text):
+        return [text]
     cut: list[str] = []
     start = 0
     while start < len(text):

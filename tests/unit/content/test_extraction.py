@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import subprocess
+import sys
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING
 
-from resources.content import extract
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resources.content import extract, survey
+from resources.content.metadata import read_date
+
+if TYPE_CHECKING:
+    from resources.content.extraction import Mode
 
 URL = "https://shop.example/guides/tea"
 
@@ -49,3 +60,135 @@ def test_an_article_keeps_its_structure_and_loses_what_surrounds_it() -> None:
         "Wer Tee kocht, braucht heißes Wasser und Kräuter, die Zeit zum Ziehen haben.",
     ]
     assert "Grün\t2" in page.text
+
+
+HOSTILE = {
+    "empty": b"",
+    "spaces": b" \n\t ",
+    "nul": b"<p>be\0fore</p>\0",
+    "not its charset": "<meta charset=utf-8><p>caf\xe9 au lait</p>".encode("latin-1"),
+    "utf-16": "<p>hello there</p>".encode("utf-16"),
+    "frameset": b"<html><frameset cols='50%,50%'><frame src=a><frame src=b></frameset></html>",
+    "xml": b"<?xml version='1.0'?><feed><entry><title>One</title></entry></feed>",
+    "broken tags": b"<div <p>a</b></i><table><tr><td>x<p>y</table></div></div></body><p>after",
+    "deep divs": b"<div>" * 30_000 + b"bottom",
+    "deep spans": b"<span>" * 30_000 + b"bottom",
+    "deep lists": b"<ul><li>x" * 5_000,
+    "deep tables": b"<table><tr><td>" * 3_000 + b"x",
+    "many attributes": b"<p " + b"a%d=1 " * 5_000 + b">x</p>",
+    "large": b"<p>some words that go on</p>" * 30_000,
+    "one large text": b"x" * 3_000_000,
+    "unclosed script": b"<p>text</p><script>var x = '<p>no</p>'",
+    "scripts without end": b"<script>" * 50_000,
+    "comments without end": b"<!--" * 100_000,
+    "angle brackets": b"<" * 300_000,
+    "bad json": b'<script type="application/ld+json">{"@type": [[[</script><p>text</p>',
+    "deep json": b'<script type="application/ld+json">' + b"[" * 50_000 + b"</script><p>text</p>",
+    "bad numbers": b"<ol start=99999999999><li>x</ol><table><tr><td colspan=99999999>a<td>b<tr><td>c<td>d</table>",
+    "plaintext": b"<p>before</p><plaintext><p>in it",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("mode", ["mixture", "careful"])
+def test_no_page_makes_it_fail(name: str, mode: Mode) -> None:
+    page = extract(HOSTILE[name], URL, mode=mode)
+    assert "\0" not in page.text + page.markdown
+    (page.text + page.markdown + (page.title or "")).encode()
+    assert (page.fallback_reason is not None) == (page.method == "fallback")
+    assert page.word_count == len(page.text.split())
+    survey(HOSTILE[name], URL)
+
+
+def test_what_cannot_be_stored_is_cleaned_and_counted() -> None:
+    page = extract(HOSTILE["nul"], URL)
+    assert (page.text, page.cleaned) == ("before", 2)
+    page = extract("<p>half \ud800 pair</p>", URL)
+    assert (page.text, page.cleaned) == ("half \ufffd pair", 1)
+    page = extract(b"<meta charset=utf-8><p>caf\xe9</p>", URL)
+    assert (page.text, page.cleaned) == ("caf\ufffd", 1)
+
+
+def test_what_is_too_deep_keeps_its_text() -> None:
+    assert "bottom" in extract(b"<div>" * 400 + b"bottom", URL).text
+
+
+def test_plain_text_stays_as_it_is() -> None:
+    page = extract(b"Line <b>one</b>\n\n   two\n", URL, content_type="text/plain")
+    assert page.method == "plain"
+    assert page.text == "Line <b>one</b>\ntwo"
+    assert page.markdown == "Line <b>one</b>\n\n   two"
+    assert survey(b"x", URL, content_type="text/plain") == frozenset()
+
+
+_TAG_NAMES = """
+    div p ul li ol table tr td th pre code a b h2 dl dt dd details summary nav main article button select br script
+"""
+_TAGS = st.sampled_from(_TAG_NAMES.split())
+_PIECES = st.one_of(
+    st.text(max_size=12),
+    _TAGS.map(lambda tag: f"<{tag}>"),
+    _TAGS.map(lambda tag: f"</{tag}>"),
+    st.sampled_from(
+        ["<a href='/x?a=(1)'>", "<p class='menu'>", "<td colspan=3>", "<ol start=3>", "<!--", "-->", "&amp;", "|"]
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_PIECES, max_size=40).map("".join))
+def test_any_markup_gives_text_that_can_be_stored(html: str) -> None:
+    page = extract(html, URL)
+    (page.text + page.markdown).encode()
+    assert "\0" not in page.text + page.markdown
+    assert extract(html, URL) == page
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read(body: bytes) -> None:
+    extract(body, URL).text.encode()
+
+
+def test_links_are_absolute_and_only_those_that_lead_somewhere() -> None:
+    html = (
+        "<base href='/docs/'><main><p>See <a href='b'>this</a>, <a href='#x'>that</a>, "
+        "<a href='javascript:x()'>those</a> and <a href='mailto:a@b.example'>us</a>.</p></main>"
+    )
+    assert extract(html, URL).markdown == (
+        "See [this](https://shop.example/docs/b), that, those and [us](mailto:a@b.example)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2024-03-01", date(2024, 3, 1)),
+        ("2024-03-01T10:00:00Z", datetime(2024, 3, 1, 10, tzinfo=UTC)),
+        ("2024-03-01T10:00:00+0200", datetime(2024, 3, 1, 8, tzinfo=UTC)),
+        ("20240301", date(2024, 3, 1)),
+        ("March 1, 2024", date(2024, 3, 1)),
+        ("Fri, 1 Mar 2024", date(2024, 3, 1)),
+        ("2024-13-01", None),
+        ("1887-01-01", None),
+        ("2999-01-01", None),
+        ("yesterday", None),
+        ("", None),
+        (5, None),
+    ],
+)
+def test_dates_are_read_and_checked(value: object, expected: date | datetime | None) -> None:
+    assert read_date(value, datetime(2026, 1, 1, tzinfo=UTC)) == expected
+
+
+def test_json_ld_gives_the_date_and_the_kind() -> None:
+    graph = '[{"@type":"WebPage"},{"@type":"NewsArticle","datePublished":"2020-02-03"}]'
+    html = f'<script type="application/ld+json">{{"@graph":{graph}}}</script><p>x</p>'
+    assert extract(html, URL).published == date(2020, 2, 3)
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    heavy = "('lxml', 'trafilatura', 'selectolax', 'aiohttp')"
+    code = f"import sys, resources.content; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
