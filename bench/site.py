@@ -209,8 +209,9 @@ class Site:
 class _Connection(asyncio.Protocol):
     """HTTP/1.1 as far as a crawler needs it: GET without a body, keep-alive, pipelining."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, latency: float) -> None:
         self._site = site
+        self._latency = latency
         self._rest = b""
         self._transport: asyncio.Transport
 
@@ -221,12 +222,16 @@ class _Connection(asyncio.Protocol):
         *requests, self._rest = (self._rest + data).split(b"\r\n\r\n")
         for request in requests:
             line = request.split(b"\r\n", 1)[0].split(b" ")
-            self._transport.write(self._site.answer(line[1]) if len(line) == 3 else _NOT_FOUND)
+            answer = self._site.answer(line[1]) if len(line) == 3 else _NOT_FOUND
+            if self._latency:
+                asyncio.get_running_loop().call_later(self._latency, self._transport.write, answer)
+            else:
+                self._transport.write(answer)
 
 
-async def _serve(site: Site) -> None:
+async def _serve(site: Site, latency: float) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(site), "127.0.0.1", 0, backlog=1_024)
+    server = await loop.create_server(lambda: _Connection(site, latency), "127.0.0.1", 0, backlog=1_024)
     port = server.sockets[0].getsockname()[1]
     site.serve_at(f"http://127.0.0.1:{port}")
     print(f"http://127.0.0.1:{port}/", flush=True)
@@ -235,9 +240,9 @@ async def _serve(site: Site) -> None:
 
 
 @contextmanager
-def serving(pages: int) -> Iterator[str]:
-    """The site in a process of its own; gives its url."""
-    command = [sys.executable, "-m", "bench.site", "--pages", str(pages)]
+def serving(pages: int, latency: float = 0.0) -> Iterator[str]:
+    """The site in a process of its own, each answer so many seconds late; gives its url."""
+    command = [sys.executable, "-m", "bench.site", "--pages", str(pages), "--latency", str(latency)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         if process.stdout is None or not (url := process.stdout.readline().strip()):
@@ -275,6 +280,7 @@ def main() -> None:
     """Serve, or measure the server."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pages", type=int, default=2_000)
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--check", action="store_true", help="measure the server against one raw client")
     options = parser.parse_args()
     if options.check:
@@ -283,7 +289,7 @@ def main() -> None:
         return
     import uvloop
 
-    uvloop.run(_serve(Site(options.pages)))
+    uvloop.run(_serve(Site(options.pages), options.latency))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
@@ -42,12 +43,14 @@ class Site:
     Attributes:
         url: of the root, with its slash.
         requests: how often each path was asked for.
+        moments: when which path was asked for, in order.
         latency: seconds before each answer.
     """
 
     def __init__(self) -> None:
         self.pages: dict[str, Page | Handler] = {}
         self.requests: Counter[str] = Counter()
+        self.moments: list[tuple[float, str]] = []
         self.most_at_once = 0
         self.latency = 0.0
         self.port = 0
@@ -71,6 +74,7 @@ class Site:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         path = request.raw_path
         self.requests[path] += 1
+        self.moments.append((time.monotonic(), path))
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:

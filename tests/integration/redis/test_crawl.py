@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -16,11 +17,18 @@ from resources.crawler.plan import CrawlPlan
 from resources.crawler.urls import normalise
 from resources.postgres.catalogue import KEYS
 from resources.postgres.jobs import PersistentJobManager
-from resources.redis import RateLimiter, ReadThroughCache, RedisWithFallback
+from resources.redis import (
+    AsyncRateLimiter,
+    AsyncRedisWithFallback,
+    RateLimiter,
+    ReadThroughCache,
+    RedisWithFallback,
+)
 from resources.redis.fallback import State
 from resources.redis.keys import CRAWL_JOB, CRON, KEY_PATTERNS, content_hash_key, pattern_of, search_key
 from resources.settings import PROJECT_ROOT
 from tests.support.crawling import make_crawl, make_job, results
+from tests.support.site import Page
 from tests.support.valkey import Valkey, wait_until
 
 if TYPE_CHECKING:
@@ -196,6 +204,40 @@ def test_losing_all_of_redis_in_the_middle_of_a_crawl_loses_no_page(
         assert manager.get_job("job") == job
     if lose in (_kill, _freeze, _freeze_and_thaw):
         assert cache.snapshot().outages >= 1
+    cache.close()
+
+
+@pytest.mark.parametrize("lose", [_flush, _kill_and_start, _kill, _freeze, _freeze_and_thaw])
+def test_losing_all_of_redis_in_the_middle_of_a_polite_crawl_makes_it_no_less_polite(
+    lose: Callable[[Valkey], None], database: Database, site: Site, valkey: Valkey
+) -> None:
+    pages, delay = 60, 0.03
+    site.chain(pages)
+    site.pages["/robots.txt"] = Page(f"User-agent: *\nCrawl-delay: {delay}".encode(), headers={})
+    cache = RedisWithFallback(valkey.url)
+    plan = CrawlPlan(urls=(normalise(site.url),), allow_private=True)
+    make_job(database, "job", plan)
+    committed: list[Any] = []
+    lost: list[bool] = []
+
+    def on_committed(finished: Any) -> None:
+        committed.extend(finished)
+        if not lost and len(committed) > 10:
+            lost.append(True)
+            lose(valkey)
+
+    limiter = AsyncRateLimiter(AsyncRedisWithFallback(cache.fallback), shares=2)
+    outcome = make_crawl(database, "job", plan, on_committed=on_committed, limiter=limiter).run()
+    assert lost
+    assert outcome.finish_reason == "exhausted"
+    assert {row["status"] for row in results(database).values()} == {"success"}
+    assert len(results(database)) == pages
+    assert max(site.requests.values()) == 1
+    moments = [moment for moment, path in site.moments if path != "/robots.txt"]
+    between = [after - before for before, after in itertools.pairwise(moments)]
+    # A request may be a little late on its way, and then the next is nearer to it; the whole is not.
+    assert moments[-1] - moments[0] >= delay * (pages - 1) * 0.99
+    assert sum(gap < 0.8 * delay for gap in between) <= 3
     cache.close()
 
 
