@@ -52,13 +52,14 @@ def check_domain(domain: str) -> str:
         raise InvalidOrder(msg) from error
 
 
-def plan_for_site(customer: str, domain: str, settings: Mapping[str, Any]) -> CrawlPlan:
+def plan_for_site(customer: str, domain: str, settings: Mapping[str, Any], job_type: str = "full_crawl") -> CrawlPlan:
     """What a customer's configuration asks for, checked.
 
     Args:
         customer: slug.
         domain: of the configuration: a host, with its port where that is not the scheme's own.
         settings: the whole of `customer_configs.settings`; only its `crawl` is read.
+        job_type: how the job is to go about the site.
 
     Raises:
         InvalidOrder: the first thing that is wrong.
@@ -78,7 +79,7 @@ def plan_for_site(customer: str, domain: str, settings: Mapping[str, Any]) -> Cr
         for name, value in values.items()
         if value is not None
     }
-    order = CrawlOrder(customer=customer, **given)
+    order = CrawlOrder(customer=customer, job_type=job_type, **given)
     plan = check_order(order if order.urls else replace(order, urls=(f"https://{site}/",)))
     for url in plan.urls:
         host = site_of(url)

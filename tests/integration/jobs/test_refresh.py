@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +15,20 @@ from hypothesis import strategies as st
 
 from resources.crawler.crawl_order import InvalidOrder
 from resources.crawler.plan import CrawlPlan
-from resources.crawler.refresh import InvalidRefresh, RefreshResult, job_id_for, refresh
+from resources.crawler.refresh import InvalidRefresh, RefreshResult, job_id_for, refresh, refresh_job_type
 from resources.crawler.stored_order import plan_for_site
-from resources.redis import RedisWithFallback
+from resources.redis import AsyncRateLimiter, AsyncRedisWithFallback, RedisWithFallback
 from tests.integration.jobs.conftest import failures, metadata
 from tests.integration.retention.seeds import execute, make_customer, make_job
+from tests.support.crawling import make_crawl
 
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from resources.services import Endpoints
     from tests.integration.jobs.conftest import RunJob
     from tests.support.databases import Database
+    from tests.support.site import Site
 
 pytestmark = pytest.mark.integration
 
@@ -69,9 +75,9 @@ def test_a_site_without_settings_is_crawled_from_its_front_page_once_a_day(datab
     job = database.manager.get_job_from_postgres("refresh-20261124-acme_shop.example")
     assert job is not None
     assert (job["status"], job["domain"], job["job_type"], job["customer"], job["run_id"]) == (
-        "queued", "shop.example", "full_crawl", "acme", None,
+        "queued", "shop.example", refresh_job_type(), "acme", None,
     )  # fmt: skip
-    assert job["config"] == CrawlPlan(urls=("https://shop.example/",)).as_config()
+    assert job["config"] == CrawlPlan(urls=("https://shop.example/",), job_type=refresh_job_type()).as_config()
     finish(database)
     for hours in (0, 1, 12, 23):
         assert outcomes(queue(database, NOON + timedelta(hours=hours))) == {"shop.example": "recent"}
@@ -83,15 +89,50 @@ def test_settings_become_the_jobs_plan(database: Database) -> None:
     customer = make_customer(database, "acme")
     crawl = {
         "max_pages": 50, "max_depth": 3, "max_seconds": 600, "concurrency": 4, "include": ["/docs/**"],
-        "exclude": ["/docs/old/**"], "urls": ["https://WWW.shop.example/docs/?utm_source=x"], "respect_robots": False,
+        "exclude": ["/docs/old/**"], "requests_per_minute": 30,
+        "urls": ["https://WWW.shop.example/docs/?utm_source=x"], "respect_robots": False,
     }  # fmt: skip
     configure(database, customer, "shop.example", {"crawl": crawl, "retention": {"conversations": 30}})
     (job_id,) = queued(queue(database))
     plan = CrawlPlan(
         urls=("https://www.shop.example/docs/",), max_pages=50, max_depth=3, max_seconds=600, concurrency=4,
         include=("/docs/**",), exclude=("/docs/old/**",), respect_robots=False,
+        requests_per_minute=30, job_type=refresh_job_type(),
     )  # fmt: skip
     assert database.value("SELECT config FROM scrape_jobs WHERE job_id = :j", j=job_id) == plan.as_config()
+
+
+def test_a_site_that_is_due_for_many_customers_is_asked_politely_for_all_of_them(
+    database: Database, site: Site, cluster: Endpoints
+) -> None:
+    site.chain(40)
+    domain = f"127.0.0.1:{site.port}"
+    for slug, limit in (("acme", 15), ("bolt", 500), ("cord", 0)):
+        crawl = {"urls": [site.url], "max_seconds": 3, "requests_per_minute": limit}
+        configure(database, make_customer(database, slug), domain, {"crawl": crawl})
+    jobs = queued(queue(database))
+    assert len(jobs) == 3
+    assert queued(queue(database)) == []
+
+    def work(job_id: str) -> None:
+        config = database.value("SELECT config FROM scrape_jobs WHERE job_id = :j", j=job_id)
+        client = AsyncRedisWithFallback(cluster.redis_url)
+        plan = replace(CrawlPlan.from_config(config), allow_private=True)
+        make_crawl(database, job_id, plan, limiter=AsyncRateLimiter(client)).run()
+        client.fallback.close()
+
+    for job_id in jobs:
+        database.manager.update_job_status(job_id, "running")
+    # The strictest comes first; the others hear of it before their first request.
+    threads = [threading.Thread(target=work, args=(job_id,)) for job_id in sorted(jobs)]
+    threads[0].start()
+    while not site.moments:
+        time.sleep(0.02)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(site.moments) == 15
 
 
 def test_each_interval_has_one_job_over_days_of_hourly_ticks(database: Database) -> None:
