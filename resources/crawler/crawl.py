@@ -443,6 +443,7 @@ class Crawl:
         if manager.stopping:
             return [], []
         if not policy.allowed(task.url):
+            self.politeness.not_asked(task.url)
             skipped = self._skipped(task, task.url, "robots_txt")
             skipped.error_message = policy.reason
             return [skipped], []

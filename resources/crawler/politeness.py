@@ -103,6 +103,11 @@ class DomainPace:
         if not self.free and self.spacing:
             self._next_at = max(self._next_at, time.monotonic()) + self.spacing
 
+    def take_back(self) -> None:
+        """The url that was handed out needs no request."""
+        if not self.free:
+            self._next_at -= self.spacing
+
     def hold(self, seconds: float) -> None:
         """Send nothing for so long."""
         self.free = False
@@ -216,6 +221,10 @@ class Politeness:
                     self._progress.phases["politeness"] += waited
                     return wait
                 await self._sleep(wait)
+
+    def not_asked(self, url: str) -> None:
+        """A url that was handed out is not fetched: the next one need not wait for it."""
+        self.pace(site_of(url)).take_back()
 
     async def _ask(self, pace: DomainPace) -> float:
         """Ask for one permission; 0.0, or the seconds to wait."""
@@ -335,8 +344,12 @@ class Politeness:
                 continue
             next_look = time.monotonic() + LOOK_SECONDS
             for pace in list(self._paces.values()):
-                if pace.free and pace.sent:
+                if not (pace.free and pace.sent):
+                    continue
+                try:
                     await self._look(pace)
+                except Exception:
+                    logger.exception("the politeness of %s could not be looked at", pace.domain)
             self._progress.delay = max((pace.spacing for pace in self._paces.values()), default=0.0)
 
     def _notice_own_load(self) -> None:
@@ -368,6 +381,9 @@ class ReadyUrls:
     Args:
         politeness: says which domain may be asked.
         phases: seconds by name; `politeness` is added to while all that is ready is held back.
+
+    Attributes:
+        counted: how many of them have taken a page of the budget already: those are fetched even when it is spent.
     """
 
     def __init__(self, politeness: Politeness, phases: dict[str, float]) -> None:
@@ -375,6 +391,7 @@ class ReadyUrls:
         self._phases = phases
         self._by_domain: dict[str, deque[Task]] = {}
         self._count = 0
+        self.counted = 0
         self._held_at: float | None = None
 
     def __len__(self) -> int:
@@ -385,11 +402,13 @@ class ReadyUrls:
         """Add one at the end."""
         self._queue(task).append(task)
         self._count += 1
+        self.counted += task.counted
 
     def appendleft(self, task: Task) -> None:
         """Add one that is due already."""
         self._queue(task).appendleft(task)
         self._count += 1
+        self.counted += task.counted
 
     def _queue(self, task: Task) -> deque[Task]:
         domain = site_of(task.url)
@@ -410,6 +429,7 @@ class ReadyUrls:
         queue = self._by_domain[domain]
         task = queue.popleft()
         self._count -= 1
+        self.counted -= task.counted
         if not queue:
             del self._by_domain[domain]
         elif len(self._by_domain) > 1:

@@ -282,7 +282,7 @@ class FrontierRequestManager(RequestManager):
         unsaved = self.writer.unsaved if self.writer is not None else 0
         if self._in_flight or unsaved:
             return False
-        return self.stopping or self.finished or (self.budget_spent and not self._delayed)
+        return self.stopping or self.finished or (self.budget_spent and not self._delayed and not self._ready.counted)
 
     def _patience(self) -> float:
         """How long to wait for work: until the next delayed or paced request, but not long."""
@@ -361,6 +361,6 @@ class FrontierRequestManager(RequestManager):
 
     def _at_rest(self) -> bool:
         """True if nothing is under way and nothing can be handed out: all is fetched, or the budget is."""
-        if self._delayed or self._in_flight or not self._nothing_unsaved():
+        if self._delayed or self._in_flight or self._ready.counted or not self._nothing_unsaved():
             return False
         return not self._ready or self._pages_left <= 0

@@ -182,6 +182,24 @@ def test_a_crawl_delay_is_shared_by_the_workers_of_a_domain(
     assert sum(outcome.progress.phases["politeness"] for outcome in outcomes) > 2
 
 
+def test_max_pages_is_exact_where_urls_are_put_back(site: Site, database: Database) -> None:
+    site.pages[ROBOTS] = robots("User-agent: *\nCrawl-delay: 0.15\n")
+    # Of all that are taken at the start, one may be fetched at a time; the others are put back.
+    urls = tuple(f"{site.url}p{n}" for n in range(20))
+    site.chain(20)
+    plan = CrawlPlan(urls=urls, allow_private=True, max_pages=15)
+    make_job(database, "exact", plan)
+    assert make_crawl(database, "exact", plan).run().finish_reason == "max_pages"
+    assert len(results(database, "exact")) == len(asked(site)) == 15
+
+
+def test_what_is_not_fetched_costs_no_delay(site: Site, database: Database) -> None:
+    site.pages[ROBOTS] = robots("User-agent: *\nCrawl-delay: 2\nDisallow: /private\n")
+    site.add("/", [f"/private/{n}" for n in range(30)])
+    assert crawl(database, site.url, max_seconds=20).finish_reason == "exhausted"
+    assert len(results(database)) == 31
+
+
 def test_a_slow_domain_does_not_hold_up_another(database: Database) -> None:
     with serve_site("127.0.0.2") as site:
 
