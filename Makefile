@@ -32,7 +32,8 @@ test: $(READY)  ## Run the tests
 
 soak: $(READY)  ## Kill senders, workers, servers and the daemon for long (ROUNDS=100)
 	OMNIOPS_SOAK_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration/queue/test_kills.py \
-		tests/integration/queue/test_model.py tests/acceptance/test_daemon.py --timeout 0 $(ARGS)
+		tests/integration/queue/test_model.py tests/acceptance/test_daemon.py \
+		tests/acceptance/test_kills.py --timeout 0 $(ARGS)
 
 check: $(READY)  ## Format, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -12,8 +12,10 @@ from assets.performance import PERFORMANCE_ASSETS
 from assets.retention import RETENTION_ASSETS
 from assets.specs import asset_specs
 from assets.statistics import STATISTICS_ASSETS, STATISTICS_CHECKS
-from omniops_pipelines.jobs.crawl import JobRecord, crawl_job
+from omniops_pipelines.jobs.control import control_crawl
+from omniops_pipelines.jobs.crawl import crawl_job
 from omniops_pipelines.jobs.erasure import erase_customer_job
+from omniops_pipelines.jobs.job_record import JobRecord
 from omniops_pipelines.jobs.maintenance import purge_runs
 from omniops_pipelines.jobs.refresh import refresh
 from omniops_pipelines.jobs.reports import reports
@@ -36,7 +38,16 @@ def build_defs(resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     return dg.Definitions(
         assets=[*asset_specs(), *RETENTION_ASSETS, *HEALTH_ASSETS, *STATISTICS_ASSETS, *PERFORMANCE_ASSETS],
         asset_checks=[*CHECKS, *STATISTICS_CHECKS],
-        jobs=[crawl_job, refresh, *RETENTION_JOBS, statistics_job, reports, erase_customer_job, purge_runs],
+        jobs=[
+            crawl_job,
+            control_crawl,
+            refresh,
+            *RETENTION_JOBS,
+            statistics_job,
+            reports,
+            erase_customer_job,
+            purge_runs,
+        ],
         schedules=[statistics_daily, *schedules(), make_schedule(REPORTS_WEEKLY)],
         sensors=SENSORS,
         resources={"job_record": JobRecord(database_url=postgres.database_url), **given},

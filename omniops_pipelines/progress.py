@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +15,11 @@ if TYPE_CHECKING:
 
     Listener = Callable[[str, CrawlPlan, CrawlProgress], None]
 
+logger = logging.getLogger(__name__)
+
 _listeners: list[Listener] = []
+
+_LOOK_SECONDS = 0.5
 
 
 @contextmanager
@@ -29,3 +36,39 @@ def publish(job_id: str, plan: CrawlPlan, progress: CrawlProgress) -> None:
     """Tell the listeners."""
     for listener in _listeners:
         listener(job_id, plan, progress)
+
+
+@contextmanager
+def following_database(job_id: str, plan: CrawlPlan) -> Iterator[None]:
+    """Publish what Postgres has of a job whose workers are other processes, while the body runs."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_follow, args=(job_id, plan, ended), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(2 * _LOOK_SECONDS)
+
+
+def _follow(job_id: str, plan: CrawlPlan, ended: threading.Event) -> None:
+    # Imported here: the crawl's own processes publish and follow nothing.
+    from resources import stack  # noqa: PLC0415
+    from resources.crawler.plan import CrawlProgress  # noqa: PLC0415
+
+    manager = stack.get_persistent_job_manager()
+    started = time.monotonic()
+    before: int | None = None
+    while not ended.wait(_LOOK_SECONDS):
+        try:
+            stats = manager.get_job_stats(job_id)
+            waiting = manager.count_waiting_urls(job_id)
+        except Exception as error:  # noqa: BLE001 - a bar that stands still for a moment; the workers say what is wrong
+            logger.debug("progress of job %s cannot be read: %s", job_id, error)
+            continue
+        before = stats.total_pages if before is None else before
+        progress = CrawlProgress(
+            stats.total_pages, stats.successful_pages, stats.failed_pages, stats.skipped_pages,
+            fetched=stats.total_pages - before, waiting=waiting, seconds=time.monotonic() - started,
+        )  # fmt: skip
+        publish(job_id, plan, progress)

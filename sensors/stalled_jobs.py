@@ -160,6 +160,9 @@ def _resume(job: RunningJob, attempt: int) -> Decision:
     resumed: dict[str, Any] = {"urls": urls, "customer": job.customer, "job_id": job.job_id}
     if config.get("allow_private") is True:
         resumed["allow_private"] = True
+    shards = config.get("shards")
+    if isinstance(shards, int) and shards > 1:
+        resumed["shards"] = shards
     try:
         domain = site_of(normalise(urls[0]))
     except InvalidUrl:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from resources.crawler.crawl_order import CrawlOrder, PlannedCrawl
@@ -36,12 +37,14 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--customer", help="Slug of the customer whose pages these are.  [default: default]"),
         click.option("--max-pages", type=int, help="At most so many urls are fetched.  [default: 1000]"),
+        click.option("--max-bytes", type=int, help="At most so many bytes for the job.  [default: 10 GiB]"),
         click.option("--max-depth", type=int, help="How many links away from a start url.  [default: 20]"),
         click.option("--max-seconds", type=int, help="Longest duration of this run.  [default: 3600]"),
-        click.option("--concurrency", type=int, help="Requests at once.  [default: 16]"),
+        click.option("--concurrency", type=int, help="Requests at once, of each worker.  [default: 16]"),
         click.option(
             "--requests-per-minute", type=int, help="To one domain, by all crawls together.  [default: no limit]"
         ),
+        click.option("--shards", type=int, help="Workers that share the job, each a process.  [default: 1]"),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output at the end."),
     )
     for option in reversed(options):
@@ -67,7 +70,6 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(_RENDER_MODES),
     help="Run pages' scripts: in a browser, always or (auto) where the server sends an empty shell.  [default: http]",
 )
-@click.option("--shards", type=int, help="Workers that share the job.  [default: 1]")
 @_limits
 def crawl(urls: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Crawl websites, and keep what they say.
@@ -77,7 +79,7 @@ def crawl(urls: tuple[str, ...], as_json: bool, **options: Any) -> int:
     if not urls and not options.get("job_id"):
         msg = "name at least one URL, or --job-id of a job to resume"
         raise click.UsageError(msg)
-    return _run(_order(urls, options), customer_given=options.get("customer") is not None, as_json=as_json)
+    return run_order(urls, options, as_json=as_json)
 
 
 @click.command()
@@ -95,8 +97,9 @@ def demo(port: int, serve: bool, as_json: bool, **options: Any) -> int:
             _wait_for_interrupt()
             return 0
         screen.print(f"Serving the demo site at {site.url}")
-        order = _order((site.url,), {**options, "allow_private": True})
-        return _run(order, customer_given=True, as_json=as_json)
+        return run_order(
+            (site.url,), {"customer": "default", **_said(options), "allow_private": True}, as_json=as_json
+        )
 
 
 def _open_site(serve: Callable[..., AbstractContextManager[Any]], port: int) -> AbstractContextManager[Any]:
@@ -122,33 +125,41 @@ def _wait_for_interrupt() -> None:
         return
 
 
-def _order(urls: tuple[str, ...], options: Mapping[str, Any]) -> CrawlOrder:
-    from resources.crawler.crawl_order import CrawlOrder
-
-    given = {name: value for name, value in options.items() if value is not None}
-    return CrawlOrder(urls=urls, **given)
+def _said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were named."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def _run(order: CrawlOrder, *, customer_given: bool, as_json: bool) -> int:
-    """Check the order, run the job, print its summary; returns the exit status."""
+def run_order(urls: tuple[str, ...], options: Mapping[str, Any], *, as_json: bool) -> int:
+    """Check what is ordered, run the job in this process, print its summary; returns the exit status.
+
+    Args:
+        urls: to start from; none for a job that is to be resumed.
+        options: fields of an order by name; None for those that nobody named.
+        as_json: the summary as JSON.
+    """
     from dataclasses import replace
 
     from omniops_pipelines.instance import open_stack
     from resources import stack
     from resources.crawler import crawl_order
+    from resources.crawler.plan import CrawlPlan
     from resources.crawler.site_access import access_for_crawl
     from resources.settings import Settings
 
+    given = _said(options)
+    order = crawl_order.CrawlOrder(urls=urls, **given)
     try:
         if not order.job_id:
             crawl_order.check_order(order)
-        _, endpoints = open_stack()
+        open_stack()
         manager = stack.get_persistent_job_manager()
-        if order.job_id and not customer_given:
-            known = manager.get_job_from_postgres(order.job_id)
-            if known is not None:
-                order = replace(order, customer=known["customer"])
-        planned = crawl_order.plan_crawl(order, manager)
+        known = manager.get_job_from_postgres(order.job_id) if order.job_id else None
+        if known is not None and "customer" not in given:
+            order = replace(order, customer=known["customer"])
+        if known is not None and "shards" not in given:
+            order = replace(order, shards=CrawlPlan.from_config(known["config"]).shards)
+        planned = crawl_order.plan_crawl(order, manager, given.keys())
         if not planned.finished:
             crawl_order.check_browser(planned.plan)
             access = access_for_crawl(
@@ -157,7 +168,6 @@ def _run(order: CrawlOrder, *, customer_given: bool, as_json: bool) -> int:
             crawl_order.check_hosts(planned.plan, access)
     except crawl_order.InvalidOrder as error:
         raise click.UsageError(str(error)) from error
-    del endpoints
     if planned.finished:
         return _already_finished(planned, as_json)
     return _execute(order, planned, as_json)
@@ -200,6 +210,7 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
     from omniops_pipelines.cli.output import screen
     from omniops_pipelines.cli.progress_bar import CrawlBar
     from omniops_pipelines.jobs.crawl import crawl_alone
+    from resources.postgres.job_status import QUOTAS
     from resources.run_tags import TAG_ON_INTERRUPT
 
     config = asdict(order)
@@ -209,25 +220,30 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
         job_id=planned.job_id,
         include=list(order.include),
         exclude=list(order.exclude),
-        max_seconds=int(order.max_seconds),
+        **{name: int(getattr(planned.plan, name)) for name in QUOTAS},
     )
     screen.print(f"Job {planned.job_id}", soft_wrap=True)
-    job = crawl_alone()
     failure: str | None = None
     run_id: str | None = None
     interrupted = False
     with dg.DagsterInstance.get() as instance, CrawlBar(screen) as bar, progress.listening(bar.update):
         try:
-            result = job.execute_in_process(
-                run_config={
+            run: dict[str, Any] = {
+                "run_config": {
                     "ops": {"plan_crawl": {"config": config}},
                     # The run's log is in Postgres, for the UI; the terminal has the progress bar.
                     "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
                 },
-                instance=instance,
-                tags={TAG_ON_INTERRUPT: "paused"},
-                raise_on_error=False,
-            )
+                "instance": instance,
+                "tags": {TAG_ON_INTERRUPT: "paused"},
+                "raise_on_error": False,
+            }
+            result: dg.ExecuteInProcessResult | dg.JobExecutionResult
+            if order.shards == 1:
+                result = crawl_alone().execute_in_process(**run)
+            else:
+                with progress.following_database(planned.job_id, planned.plan), _quiet_children():
+                    result = dg.execute_job(dg.reconstructable(crawl_alone), **run)
             run_id = result.run_id
             if not result.success:
                 interrupted = _was_interrupted(result)
@@ -240,8 +256,37 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
     elif failure:
         screen.print(f"omniops: {failure}", style="red", soft_wrap=True)
     summary = _summary(planned.job_id, run_id)
+    if summary["status"] in ("paused", "cancelled") and not interrupted and not failure:
+        screen.print(f"Job {planned.job_id} was {summary['status']} by another program.", soft_wrap=True)
     _print_summary(summary, as_json)
     return 0 if summary["status"] == "completed" and failure is None and not interrupted else 1
+
+
+@contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Keep what Dagster says in each step's process off the terminal: the run's log has it.
+
+    Those processes inherit the file behind standard error, so this process writes to a copy of it meanwhile.
+    """
+    import os
+    import sys
+
+    own = sys.stderr
+    own.flush()
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        with os.fdopen(os.dup(saved), "w", buffering=1, encoding=own.encoding) as copy:
+            sys.stderr = copy
+            try:
+                yield
+            finally:
+                sys.stderr = own
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _was_interrupted(result: Any) -> bool:

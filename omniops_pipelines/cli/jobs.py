@@ -125,6 +125,94 @@ def job_stats(job_id: str, as_json: bool) -> None:
         output.print_facts({"job_id": job_id, **stats})
 
 
+@jobs.command("pause")
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB...")
+@click.option(
+    "--wait",
+    "wait_seconds",
+    type=click.FloatRange(0, 600),
+    default=15,
+    show_default=True,
+    help="So many seconds for the workers to leave.",
+)
+@click.option("--json", "as_json", is_flag=True, help="A JSON array on standard output, one object for each job.")
+def pause_jobs(job_ids: tuple[str, ...], wait_seconds: float, as_json: bool) -> int:
+    """Stop crawls that can go on later, wherever they run. What they have finished is kept."""
+    return _stop(job_ids, "pause", wait_seconds, as_json)
+
+
+@jobs.command("cancel")
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB...")
+@click.option(
+    "--wait",
+    "wait_seconds",
+    type=click.FloatRange(0, 600),
+    default=15,
+    show_default=True,
+    help="So many seconds for the workers to leave.",
+)
+@click.option("--json", "as_json", is_flag=True, help="A JSON array on standard output, one object for each job.")
+def cancel_jobs(job_ids: tuple[str, ...], wait_seconds: float, as_json: bool) -> int:
+    """End crawls for good, wherever they run or wait. What they have finished is kept."""
+    return _stop(job_ids, "cancel", wait_seconds, as_json)
+
+
+@jobs.command("resume")
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB...")
+@click.option("--max-pages", type=int, help="Raise this quota; a job that it completed goes on then.")
+@click.option("--max-bytes", type=int, help="Raise this quota; a job that it completed goes on then.")
+@click.option("--max-seconds", type=int, help="Raise this quota; a job that it completed goes on then.")
+@click.option("--shards", type=int, help="Workers that share the job.  [default: as it was ordered]")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, one summary for each job.")
+def resume_jobs(job_ids: tuple[str, ...], as_json: bool, **options: int | None) -> int:
+    """Go on with crawls in this process, one after the other, as `omniops crawl --job-id` does."""
+    from omniops_pipelines.cli.crawl import run_order
+    from omniops_pipelines.cli.output import screen
+
+    manager = _manager()
+    failed = False
+    for job_id in dict.fromkeys(job_ids):
+        refusal = _why_not_resumed(manager, job_id)
+        if refusal:
+            screen.print(f"omniops: {refusal}", style="red", soft_wrap=True)
+            failed = True
+            continue
+        failed |= run_order((), {"job_id": job_id, **options}, as_json=as_json) != 0
+    return 1 if failed else 0
+
+
+def _why_not_resumed(manager: PersistentJobManager, job_id: str) -> str | None:
+    from resources.postgres.jobs import UnknownJob
+
+    job = manager.get_job_from_postgres(job_id)
+    if job is None:
+        return str(UnknownJob(job_id))
+    if job["status"] in ("cancelled", "failed"):
+        return f"job {job_id} is {job['status']}, and that is final: start a new one"
+    return None
+
+
+def _stop(job_ids: tuple[str, ...], action: str, wait_seconds: float, as_json: bool) -> int:
+    from omniops_pipelines.cli import output
+    from resources import stack
+    from resources.postgres.job_control import stop_jobs
+
+    manager = _manager()
+    stopped = stop_jobs(manager, stack.database_engine(), job_ids, action, wait_seconds=wait_seconds)
+    if as_json:
+        output.print_json([job.as_dict() for job in stopped])
+    for job in stopped:
+        if job.error:
+            output.screen.print(f"omniops: {job.error}", style="red", soft_wrap=True)
+        elif not as_json:
+            click.echo(f"Job {job.job_id} {'is' if job.changed else 'was'} {job.status}{_still_there(job.workers)}")
+    return 1 if any(job.error for job in stopped) else 0
+
+
+def _still_there(workers: int) -> str:
+    return f"; {workers} of its workers have not left yet, but will at their next look" if workers else ""
+
+
 def _manager() -> PersistentJobManager:
     from omniops_pipelines.instance import prepare_database
     from resources import stack

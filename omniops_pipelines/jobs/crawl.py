@@ -1,4 +1,4 @@
-"""The job `crawl`: plan_crawl → crawl_pages → complete_crawl.
+"""The job `crawl`: plan_crawl → crawl_pages, once for each worker → complete_crawl.
 
 The ops are thin. What is asked for is checked by `crawl_order`, what is fetched is `resources.crawler`'s, what is
 kept is `resources.postgres`'s; here they meet Dagster: configuration, progress, cancellation, materialisations.
@@ -20,13 +20,16 @@ from pydantic import Field
 from assets.audit import AUDIT_TABLES
 from assets.content import CONTENT_TABLES
 from assets.row_counts import count_rows
-from omniops_pipelines import progress
+from omniops_pipelines import progress, shards
 from omniops_pipelines.job_summary import summarise
+from omniops_pipelines.jobs.executor import crawl_executor
+from omniops_pipelines.jobs.job_record import JobRecord
 from resources.crawler import completion, crawl_order
 from resources.crawler.crawl import Crawl
 from resources.crawler.crawl_order import CrawlOrder, InvalidOrder, PlannedCrawl, RefusedOrder
 from resources.crawler.plan import (
     DEFAULT_CONCURRENCY,
+    DEFAULT_MAX_BYTES,
     DEFAULT_MAX_DEPTH,
     DEFAULT_MAX_PAGES,
     DEFAULT_MAX_SECONDS,
@@ -57,6 +60,11 @@ _REPORT_SECONDS = ((60.0, 5.0), (600.0, 15.0), (float("inf"), 60.0))
 # After an interruption the crawl has so long to commit what is finished before it is left behind: its transaction
 # is atomic, and its lease runs out by itself.
 _STOP_SECONDS = 20.0
+
+# A worker whose process was killed is started again so often; what it had under way is another's by then, or its own.
+_RESTARTS = 2
+# A worker that was held up past its lease joins again so often, where others of its run are at the job.
+_REJOINS = 3
 
 
 class JobType(str, Enum):  # noqa: UP042 - Dagster's Launchpad types enums by member name; both are the same here
@@ -97,6 +105,11 @@ class CrawlConfig(dg.Config):
     max_pages: int = Field(
         default=DEFAULT_MAX_PAGES, description="At most so many urls are fetched, failures and skips included."
     )
+    max_bytes: int = Field(
+        default=DEFAULT_MAX_BYTES,
+        description="At most so many bytes are fetched for the whole job, as they come over the wire; what has just "
+        "arrived may lie beyond it.",
+    )
     max_depth: int = Field(default=DEFAULT_MAX_DEPTH, description="How many links away from a start url.")
     max_seconds: int = Field(default=DEFAULT_MAX_SECONDS, description="Longest duration of this run, in seconds.")
     concurrency: int = Field(default=DEFAULT_CONCURRENCY, description="Requests at once.")
@@ -116,7 +129,10 @@ class CrawlConfig(dg.Config):
         description="Allow private and loopback addresses. For sites on one's own machine, never for a customer's.",
     )
     embed: bool = Field(default=False, description="Compute embeddings. Not part of this version: leave it off.")
-    shards: int = Field(default=1, description="Workers that share the job. This version has one: leave it at 1.")
+    shards: int = Field(
+        default=1,
+        description="Workers that share the job, 1 to 32; with several each has a process of its own.",
+    )
 
     render: Render = Field(
         default=Render.http,
@@ -132,6 +148,7 @@ class CrawlConfig(dg.Config):
             job_id=self.job_id,
             job_type=self.job_type.value,
             max_pages=self.max_pages,
+            max_bytes=self.max_bytes,
             max_depth=self.max_depth,
             max_seconds=self.max_seconds,
             concurrency=self.concurrency,
@@ -151,60 +168,24 @@ def _refuse(error: Exception) -> dg.Failure:
     return dg.Failure(description=str(error), allow_retries=False)
 
 
-class JobRecord(dg.ConfigurableResource[None]):
-    """Ends the job's record where the run ends before its job does, at whatever moment it is interrupted.
-
-    Dagster hands an interruption to the code of an op, and one that arrives between two ops reaches none of ours.
-    What a run has set up it also takes down, so that is where the record is looked at last.
-
-    It has the database's url and not the resource itself: for a resource inside another one Dagster calls what it has
-    deprecated, and warns of it.
-    """
-
-    database_url: str = Field(default="", description="As the resource `postgres` has it.")
-
-    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
-        """Cancel, pause or fail a job that this run had and left unfinished."""
-        # Not `context.run_id`: Dagster's own property reads an attribute that Dagster has deprecated.
-        run = context.instance.get_run_by_id(context.run.run_id) if context.instance and context.run else None
-        job_id = run.tags.get(TAG_JOB) if run else None
-        if run is None or job_id is None:
-            return  # it was refused, or interrupted before it had a job
-        postgres = PostgresResource(database_url=self.database_url)
-        try:
-            manager = postgres.job_manager()
-            job = manager.get_job_from_postgres(job_id)
-            if job is None or job["status"] not in ("queued", "running") or job["run_id"] not in (None, run.run_id):
-                return
-            if CrawlFrontier(postgres.engine(), job_id, job["customer_id"]).live_workers():
-                return  # another run is at it
-            on_interrupt = run.tags.get(TAG_ON_INTERRUPT, "cancelled")
-            if on_interrupt == "paused":
-                if job["status"] == "running":  # a queued one waits already
-                    manager.update_job_status(job_id, "paused", finish_reason="paused")
-            elif run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
-                manager.update_job_status(job_id, "cancelled", finish_reason="cancelled")
-            else:
-                manager.fail_job(job_id, f"run {run.run_id} ended before the job did: its log says why")
-        except Exception as error:  # noqa: BLE001 - the database is away: the run's own error is the one to report
-            dg.get_dagster_logger().warning("job %s keeps its status: %s", job_id, error)
-
-
-@dg.op(description="Checks what is asked for, and records the job. Nothing is written before all of it is right.")
+@dg.op(
+    description="Checks what is asked for, and records the job. Nothing is written before all of it is right.",
+    out=dg.DynamicOut(dict[str, Any], description="What each worker has to know."),
+)
 def plan_crawl(
     context: dg.OpExecutionContext,
     config: CrawlConfig,
     postgres: PostgresResource,
     job_record: JobRecord,  # for what it does at the end of the run
-) -> dict[str, Any]:
-    """Turn the configuration into a recorded job."""
+) -> list[dg.DynamicOutput[dict[str, Any]]]:
+    """Turn the configuration into a recorded job, and say what its workers have to know."""
     order = config.order()
     try:
         if not order.job_id:
             crawl_order.check_order(order)
         crawl_order.check_database(postgres.endpoints().database_url)
         manager = postgres.job_manager()
-        planned = _plan(order, manager, postgres)
+        planned = _plan(order, manager, postgres, _given(context))
         # Before the job is written, so that the run can always be asked which job it has.
         context.instance.add_run_tags(
             context.run_id,
@@ -233,7 +214,7 @@ def plan_crawl(
                     },
                 )
             # Queued by another program, perhaps in other words than the plan that is carried out now.
-            checked = planned.plan.as_config() if planned.status == "queued" else None
+            checked = planned.plan.as_config() if planned.status == "queued" or planned.raised else None
             manager.update_job_status(planned.job_id, "running", run_id=context.run_id, config=checked)
     except (
         InvalidOrder, RefusedOrder, DatabaseError, ServiceError, SecretError, UnusableAccess, JobIdTaken,
@@ -243,19 +224,28 @@ def plan_crawl(
     if planned.finished:
         context.log.info(f"job {planned.job_id} is {planned.status} already: nothing is fetched")
     elif planned.status is not None:
-        context.log.info(f"job {planned.job_id} was {planned.status}: it is resumed where it stopped")
+        raised = "".join(f", {name} is {getattr(planned.plan, name):,} now" for name in planned.raised)
+        context.log.info(f"job {planned.job_id} was {planned.status}: it is resumed where it stopped{raised}")
     else:
         context.log.info(f"job {planned.job_id}: {', '.join(planned.plan.urls)}")
-    return {
+    workers = 1 if planned.finished else order.shards
+    known = {
         "job_id": planned.job_id,
         "customer": planned.customer,
         "domain": planned.domain,
         "finished": planned.finished,
         "allow_private": planned.plan.allow_private,
+        "shards": workers,
     }
+    return [dg.DynamicOutput(known, mapping_key=str(number)) for number in range(1, workers + 1)]
 
 
-@dg.op(description="Crawls: fetches, reads and keeps pages, batch by batch, each in one transaction.")
+@dg.op(
+    description="Crawls: fetches, reads and keeps pages, batch by batch, each in one transaction. Several workers "
+    "share one frontier.",
+    # For a process that was killed: what the crawl itself refuses or fails for is not tried again.
+    retry_policy=dg.RetryPolicy(max_retries=_RESTARTS),
+)
 def crawl_pages(
     context: dg.OpExecutionContext, planned: dict[str, Any], postgres: PostgresResource
 ) -> dict[str, Any]:
@@ -269,7 +259,9 @@ def crawl_pages(
         msg = f"job {job_id} was removed while its run was starting"
         raise _refuse(RuntimeError(msg))
     # A customer may write the row; what was checked is what is allowed.
-    plan = replace(CrawlPlan.from_config(job["config"]), allow_private=planned["allow_private"])
+    plan = replace(
+        CrawlPlan.from_config(job["config"]), allow_private=planned["allow_private"], shards=planned["shards"]
+    )
     frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
     try:
         # Read here and not in plan_crawl, because what an op returns is kept.
@@ -277,32 +269,29 @@ def crawl_pages(
     except (SecretError, UnusableAccess) as error:
         _set_aside(manager, job_id, str(error))
         raise _refuse(error) from error
-    stats = manager.get_job_stats(job_id)
-    crawl = Crawl(
-        plan,
-        frontier,
-        start_from=CrawlProgress(
-            total=stats.total_pages,
-            successful=stats.successful_pages,
-            failed=stats.failed_pages,
-            skipped=stats.skipped_pages,
-        ),
-        on_committed=_result_cache(manager, job_id),
-        index=partial(index_waiting_content, postgres.engine()),
-        reconnect=postgres.endpoints().ensure_running,
-        run_id=context.run_id,
-        limiter=shared_limiter(manager.cache),
-        access=access,
-    )
-    report = _reporter(context, planned, crawl.progress)
+
+    def crawl_of_job() -> Crawl:
+        stats = manager.get_job_stats(job_id)
+        return Crawl(
+            plan,
+            frontier,
+            start_from=CrawlProgress(
+                total=stats.total_pages,
+                successful=stats.successful_pages,
+                failed=stats.failed_pages,
+                skipped=stats.skipped_pages,
+            ),
+            on_committed=_result_cache(manager, job_id),
+            index=partial(index_waiting_content, postgres.engine()),
+            reconnect=postgres.endpoints().ensure_running,
+            run_id=context.run_id,
+            limiter=shared_limiter(manager.cache),
+            access=access,
+        )
+
     on_interrupt = context.run.tags.get(TAG_ON_INTERRUPT, "cancelled")
-
-    def tick() -> None:
-        progress.publish(job_id, plan, crawl.progress)
-        report()
-
     try:
-        outcome = _run_interruptibly(crawl, on_interrupt, tick)
+        crawl, outcome = _crawl(context, planned, crawl_of_job, on_interrupt)
     except WorkerReplaced as error:
         # The job goes on elsewhere: this run has failed, the job has not.
         raise _refuse(error) from error
@@ -320,7 +309,7 @@ def crawl_pages(
             # By Ctrl-C, of which Dagster does not know: without a word it would call the run failed.
             context.instance.report_run_canceling(context.run, message="interrupted at the command line")
         raise
-    progress.publish(job_id, plan, crawl.progress)
+    progress.publish(job_id, plan, outcome.progress)
     return {
         **planned,
         "finish_reason": outcome.finish_reason,
@@ -338,9 +327,10 @@ def crawl_pages(
 
 @dg.op(description="Ends the job's record, and reports what the content and audit tables hold now.")
 def complete_crawl(
-    context: dg.OpExecutionContext, crawled: dict[str, Any], postgres: PostgresResource
+    context: dg.OpExecutionContext, crawls: list[dict[str, Any]], postgres: PostgresResource
 ) -> dict[str, Any]:
     """Complete (or fail) the job, materialise the assets, and put the job's figures on the run's page."""
+    crawled = shards.merge(crawls)
     job_id: str = crawled["job_id"]
     manager = postgres.job_manager()
     job = manager.get_job_from_postgres(job_id)
@@ -352,17 +342,10 @@ def complete_crawl(
         job = _wait_for_other_workers(context, manager, frontier, job)
         if job["status"] != "running":
             context.log.info(f"job {job_id} is {job['status']} already, by another worker's run")
-        elif crawled["finish_reason"] == "site_unreachable":
-            job = manager.fail_job(job_id, crawled["detail"], "site_unreachable")
         else:
-            # Before the job is complete, so that whoever resumes it after a kill here does it again.
-            plan = CrawlPlan.from_config(job["config"])
-            _, said = completion.settle(plan, frontier, crawled["finish_reason"])
-            if said:
-                context.log.info(said)
-            job = manager.update_job_status(
-                job_id, "completed", crawled["detail"], finish_reason=crawled["finish_reason"]
-            )
+            job = _end_job(context, manager, frontier, crawled)
+    elif job["status"] in ("paused", "cancelled"):
+        context.log.info(f"job {job_id} was {job['status']} while it was crawled: what was finished is kept")
     summary = summarise(manager, job_id, context.run_id)
     for table in (*CONTENT_TABLES, *AUDIT_TABLES):
         rows = count_rows(postgres.engine(), table, job_id=job_id, customer_id=job["customer_id"])
@@ -399,12 +382,14 @@ def complete_crawl(
     name="crawl",
     description="Crawls a website into Redis (for hours) and Postgres (for good). Kill it at any moment and launch "
     "it again with the same job_id: it goes on where it stopped.",
-    executor_def=dg.in_process_executor,
+    executor_def=crawl_executor,
     tags={"dagster/kind": "crawl"},
 )
 def crawl_job() -> None:
     """The main job."""
-    complete_crawl(crawl_pages(plan_crawl()))
+    crawls = plan_crawl().map(crawl_pages).collect()
+    # What is to be done once for all workers' pages stands here: it takes their reports and hands them on.
+    complete_crawl(crawls)
 
 
 def crawl_alone() -> dg.JobDefinition:
@@ -413,7 +398,15 @@ def crawl_alone() -> dg.JobDefinition:
     return dg.Definitions(jobs=[crawl_job], resources=resources).resolve_job_def("crawl")
 
 
-def _plan(order: CrawlOrder, manager: PersistentJobManager, postgres: PostgresResource) -> PlannedCrawl:
+def _given(context: dg.OpExecutionContext) -> frozenset[str]:
+    """The fields that the run's configuration names; of the others Dagster only gives the defaults."""
+    ops: Any = context.run.run_config.get("ops") or {}
+    return frozenset((ops.get("plan_crawl") or {}).get("config") or {})
+
+
+def _plan(
+    order: CrawlOrder, manager: PersistentJobManager, postgres: PostgresResource, given: frozenset[str]
+) -> PlannedCrawl:
     """The checked order, hosts included. A queued job that cannot be done as it stands fails, with the reason.
 
     Raises:
@@ -428,7 +421,7 @@ def _plan(order: CrawlOrder, manager: PersistentJobManager, postgres: PostgresRe
 
     job = manager.get_job_from_postgres(order.job_id) if order.job_id else None
     if job is None or job["status"] != "queued" or job["run_id"] or job["customer"] != order.customer:
-        planned = crawl_order.plan_crawl(order, manager)
+        planned = crawl_order.plan_crawl(order, manager, given)
         if not planned.finished:
             crawl_order.check_browser(planned.plan)
             check_hosts(planned.customer, planned.plan)
@@ -473,10 +466,61 @@ def _wait_for_other_workers(
     context.log.info("another worker is still at this job: waiting for it")
     while frontier.live_workers():
         time.sleep(0.25)
-    if frontier.take_over_dead_workers():
-        msg = f"another worker of job {frontier.job_id} died: resume the job with the same job id"
-        raise _refuse(RuntimeError(msg))
+        frontier.take_over_dead_workers()
     return manager.get_job_from_postgres(frontier.job_id) or job
+
+
+def _end_job(
+    context: dg.OpExecutionContext, manager: PersistentJobManager, frontier: CrawlFrontier, crawled: dict[str, Any]
+) -> dict[str, Any]:
+    """Complete or fail the job, by what the database says: a worker that died may have left urls behind."""
+    job_id = frontier.job_id
+    successful = manager.get_job_stats(job_id).successful_pages
+    reason = shards.verdict(frontier, crawled["finish_reason"], successful)
+    if reason is None:
+        msg = f"a worker of job {job_id} died and left urls: resume the job with the same job id"
+        if crawled["shards"] == 1:
+            _set_aside(manager, job_id, msg)
+        raise _refuse(RuntimeError(msg))
+    detail = crawled["detail"] if reason == crawled["finish_reason"] else None
+    if reason == "site_unreachable":
+        return manager.fail_job(job_id, detail or "no start url could be reached", "site_unreachable")
+    # Before the job is complete, so that whoever resumes it after a kill here does it again.
+    job = manager.get_job_from_postgres(job_id)
+    if job is not None:
+        _, said = completion.settle(CrawlPlan.from_config(job["config"]), frontier, reason)
+        if said:
+            context.log.info(said)
+    return manager.update_job_status(job_id, "completed", detail, finish_reason=reason)
+
+
+def _crawl(
+    context: dg.OpExecutionContext,
+    planned: dict[str, Any],
+    crawl_of_job: Callable[[], Crawl],
+    on_interrupt: str,
+) -> tuple[Crawl, CrawlOutcome]:
+    """Be a worker of the job; one that was replaced joins again where it has company that goes on meanwhile.
+
+    Raises:
+        WorkerReplaced: it was replaced, and is the only worker of its run; or again and again.
+    """
+    rejoins = 0
+    while True:
+        crawl = crawl_of_job()
+        report = _reporter(context, planned, crawl.progress)
+
+        def tick(crawl: Crawl = crawl, report: Callable[[], None] = report) -> None:
+            progress.publish(planned["job_id"], crawl.plan, crawl.progress)
+            report()
+
+        try:
+            return crawl, _run_interruptibly(crawl, on_interrupt, tick)
+        except WorkerReplaced as error:
+            if planned["shards"] == 1 or rejoins == _REJOINS:
+                raise
+            rejoins += 1
+            context.log.warning(f"{error}; it joins again as a new one")
 
 
 def _run_interruptibly(crawl: Crawl, on_interrupt: str, tick: Callable[[], object]) -> CrawlOutcome:

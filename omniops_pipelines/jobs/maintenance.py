@@ -15,6 +15,7 @@ from omniops_pipelines.run_purge import purge_runs as purge
 # Jobs of ops, whose runs are history and no more. Asset jobs are not among them: their runs are the assets' history.
 PURGED_JOBS: Final = (
     "crawl",
+    "control_crawl",
     "refresh",
     "retention",
     "cleanup_message_queue",

@@ -44,6 +44,7 @@ from resources.postgres.frontier import (
     FinishedUrl,
     FoundLink,
     FrontierUrl,
+    JobLook,
     PageContent,
 )
 
@@ -65,6 +66,8 @@ REMEMBERED_LINKS = 20_000
 NOT_OURS = int("9" * 30)
 # So long a handler goes on with the next url before it gives its slot back to Crawlee.
 SLOT_SECONDS = 5.0
+# How often a worker looks whether another program has paused or cancelled its job, and what other workers have done.
+LOOK_SECONDS = 2.0
 # After a stop, requests under way have so long to be cut off before the crawl ends without them.
 STOP_SECONDS = 5.0
 
@@ -184,7 +187,14 @@ class Crawl:
         self._renderer: RenderingFetcher | None = None
         self._aborting: asyncio.Task[None] | None = None
         self._followers: CommitFollowers | None = None
+        self._bytes_elsewhere = 0
+        self._acknowledged_bytes = 0
         self._started = 0.0
+
+    @property
+    def plan(self) -> CrawlPlan:
+        """What it does."""
+        return self._plan
 
     # --- from any thread ------------------------------------------------------------------------------------
 
@@ -244,9 +254,12 @@ class Crawl:
         await loop.run_in_executor(executor, self._frontier.take_over_dead_workers)
         seeds = [FrontierUrl(url_hash(url), url, 0) for url in self._plan.urls]
         await loop.run_in_executor(executor, self._frontier.seed, seeds)
+        self._heed(await loop.run_in_executor(executor, self._frontier.look))
         worker = await loop.run_in_executor(executor, lambda: self._frontier.register_worker(run_id=self._run_id))
         ready = ReadyUrls(self.politeness, self.progress.phases)
-        manager = FrontierRequestManager(self._frontier, worker, self._plan.max_pages, ready, executor)
+        manager = FrontierRequestManager(
+            self._frontier, worker, self._plan.max_pages, ready, executor, company=self._plan.shards
+        )
         writer = BatchWriter(
             lambda batch: self._commit(worker, batch, manager.own_links),
             self._committed,
@@ -348,6 +361,7 @@ class Crawl:
         progress = self.progress
         for finished in taken:
             progress.total += 1
+            self._acknowledged_bytes += finished.bytes or 0
             if finished.status == "success":
                 progress.successful += 1
             elif finished.status == "failed":
@@ -363,25 +377,46 @@ class Crawl:
         """Keep the time limit, renew the lease, and hear when another program ends the job."""
         loop = asyncio.get_running_loop()
         next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+        next_look = time.monotonic() + LOOK_SECONDS
         while True:
             await asyncio.sleep(0.25)
             if manager.writer is not None:
                 self._update_progress(manager, manager.writer)
             now = time.monotonic()
-            if now - self._started >= self._plan.max_seconds and self._stop_reason is None:
-                self._stop_reason = "max_seconds"
-                self._stop_now()
-            if now < next_heartbeat:
-                continue
-            next_heartbeat = now + HEARTBEAT_SECONDS
+            if now - self._started >= self._plan.max_seconds:
+                self._end_for("max_seconds")
             try:
-                status = await loop.run_in_executor(executor, self._frontier.heartbeat, worker)
+                if now >= next_heartbeat:
+                    next_heartbeat = now + HEARTBEAT_SECONDS
+                    await loop.run_in_executor(executor, self._frontier.heartbeat, worker)
+                if now >= next_look:
+                    next_look = now + LOOK_SECONDS
+                    self._heed(await loop.run_in_executor(executor, self._frontier.look))
             except Exception as error:  # noqa: BLE001 - the writer decides about a lost database, and the fence about a lost lease
                 logger.warning("heartbeat failed: %s", error)
-                continue
-            if status in ("paused", "cancelled", "failed") and self._stop_reason is None:
-                self._stop_reason = status if status != "failed" else "error"
-                self._stop_now()
+
+    def _heed(self, look: JobLook | None) -> None:
+        """On the loop: stop with a job that another program paused or ended, and count what other workers did."""
+        if look is None:
+            return  # the job was removed, and its workers with it: the next commit says so
+        if look.status in ("paused", "cancelled", "failed"):
+            self._end_for(look.status if look.status != "failed" else "error")
+        self._bytes_elsewhere = max(0, look.bytes - self._acknowledged_bytes)
+        self._mind_bytes()
+        if self._manager is not None and not self._manager.alone:
+            progress = self.progress
+            progress.total, progress.successful = look.total, look.successful
+            progress.failed, progress.skipped = look.failed, look.skipped
+
+    def _mind_bytes(self) -> None:
+        """Stop once the job's bytes, with those that this worker has just read, reach their limit."""
+        if self._bytes_elsewhere + self.progress.bytes >= self._plan.max_bytes:
+            self._end_for("max_bytes")
+
+    def _end_for(self, reason: str) -> None:
+        if self._stop_reason is None:
+            self._stop_reason = reason
+            self._stop_now()
 
     def _stop_now(self) -> None:
         """On the loop: hand out nothing more, and cut off what is under way."""
@@ -466,6 +501,7 @@ class Crawl:
         )
         self.progress.phases["fetch"] += time.perf_counter() - started
         self.progress.bytes += fetched.http_bytes
+        self._mind_bytes()
         if manager.stopping and (fetched.error is not None or fetched.retryable):
             return None  # cut off by the stop: it stays in the frontier, to be fetched when the job resumes
         await self.politeness.answered(fetched)
@@ -498,6 +534,7 @@ class Crawl:
         source.redirected_to = target
         source.http_status = None
         if manager.adopt(target_hash):
+            source.bytes = None  # they are the page's
             finished, links = self._read(Task(target_hash, target, task.depth, task.tries), target, fetched, manager)
             for outcome in finished:
                 outcome.adopted = True
@@ -643,7 +680,8 @@ class Crawl:
         self.progress.seconds = time.monotonic() - self._started
         self.progress.waiting = self.progress.in_flight = 0
         if self._stop_reason is not None:
-            return CrawlOutcome(self._stop_reason, self._stop_reason == "max_seconds", None, self.progress)
+            complete = self._stop_reason in ("max_seconds", "max_bytes")
+            return CrawlOutcome(self._stop_reason, complete, None, self.progress)
         if await loop.run_in_executor(executor, self._frontier.has_waiting_urls):
             return CrawlOutcome("max_pages", complete=True, detail=None, progress=self.progress)
         seeds = list(self._seed_outcomes.values())

@@ -7,7 +7,7 @@ terminal and in the Dagster UI.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from resources.crawler.guard import HostCheckError, check_host
 from resources.crawler.plan import (
     DEFAULT_CONCURRENCY,
+    DEFAULT_MAX_BYTES,
     DEFAULT_MAX_DEPTH,
     DEFAULT_MAX_PAGES,
     DEFAULT_MAX_SECONDS,
@@ -26,11 +27,11 @@ from resources.crawler.urls import GlobError, Globs, InvalidUrl, normalise, site
 from resources.postgres.access import check_runtime_url
 from resources.postgres.connection import DatabaseNotMigrated
 from resources.postgres.customers import InvalidSlug, check_slug
-from resources.postgres.job_status import JOB_TYPES, UNFINISHED
+from resources.postgres.job_status import JOB_TYPES, QUOTAS, UNFINISHED, may_reopen
 from resources.postgres.migrate import migration_state
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from resources.crawler.site_access import SiteAccess
     from resources.postgres.jobs import PersistentJobManager
@@ -39,10 +40,12 @@ DEFAULT_CUSTOMER = "default"
 
 _BOUNDS: dict[str, tuple[float, float, str]] = {
     "max_pages": (1, 100_000_000, "pages"),
+    "max_bytes": (1, 2**50, "bytes"),
     "max_depth": (0, 10_000, "links"),
     "max_seconds": (1, 7 * 86_400, "seconds"),
     "concurrency": (1, 256, "requests at once"),
     "requests_per_minute": (0, 1_000_000, "requests a minute (0 for no limit)"),
+    "shards": (1, 32, "workers"),
 }
 
 
@@ -63,6 +66,7 @@ class CrawlOrder:
     job_id: str = ""
     job_type: str = "full_crawl"
     max_pages: int = DEFAULT_MAX_PAGES
+    max_bytes: int = DEFAULT_MAX_BYTES
     max_depth: int = DEFAULT_MAX_DEPTH
     max_seconds: float = DEFAULT_MAX_SECONDS
     concurrency: int = DEFAULT_CONCURRENCY
@@ -86,6 +90,8 @@ class PlannedCrawl:
         domain: host (and port, where it is not the scheme's own) of the first url.
         plan: what the crawler does.
         status: of the job as it was found, or None for a new one.
+        raised: quotas that are larger now than the job had them.
+        reopened: the job was complete by a quota that has been raised.
     """
 
     job_id: str
@@ -93,11 +99,13 @@ class PlannedCrawl:
     domain: str
     plan: CrawlPlan
     status: str | None
+    raised: tuple[str, ...] = ()
+    reopened: bool = False
 
     @property
     def finished(self) -> bool:
         """True if the job has ended already: there is nothing to fetch."""
-        return self.status is not None and self.status not in UNFINISHED
+        return self.status is not None and self.status not in UNFINISHED and not self.reopened
 
 
 def make_job_id(domain: str) -> str:
@@ -145,16 +153,10 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
     if order.job_type not in ("full_crawl", "single_page"):
         msg = f"job type {order.job_type!r} cannot be run by this version: use full_crawl or single_page"
         raise InvalidOrder(msg)
-    for name, (low, high, unit) in _BOUNDS.items():
-        value = getattr(order, name)
-        if not low <= value <= high:
-            msg = f"{name} is {value}, but it must be between {low:,} and {high:,} {unit}"
-            raise InvalidOrder(msg)
+    for name in _BOUNDS:
+        _check_bounds(order, name)
     if order.render not in RENDER_MODES:
         msg = f"render is {order.render!r}, but it must be one of {', '.join(RENDER_MODES)}"
-        raise InvalidOrder(msg)
-    if order.shards != 1:
-        msg = f"shards is {order.shards}, but this version crawls a job with one worker: leave it at 1"
         raise InvalidOrder(msg)
     if order.embed:
         msg = "embed is on, but this version makes no embeddings: leave it off"
@@ -167,6 +169,7 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
         urls=urls,
         job_type=order.job_type,
         max_pages=order.max_pages,
+        max_bytes=order.max_bytes,
         max_depth=order.max_depth,
         max_seconds=order.max_seconds,
         concurrency=order.concurrency,
@@ -176,7 +179,16 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
         respect_robots=order.respect_robots,
         allow_private=order.allow_private,
         render=order.render,
+        shards=order.shards,
     )
+
+
+def _check_bounds(order: CrawlOrder, name: str) -> None:
+    low, high, unit = _BOUNDS[name]
+    value = getattr(order, name)
+    if not low <= value <= high:
+        msg = f"{name} is {value}, but it must be between {low:,} and {high:,} {unit}"
+        raise InvalidOrder(msg)
 
 
 def check_database(database_url: str) -> None:
@@ -236,10 +248,18 @@ def check_hosts(plan: CrawlPlan, access: SiteAccess | None = None) -> None:
             raise RefusedOrder(str(error)) from error
 
 
-def plan_crawl(order: CrawlOrder, manager: PersistentJobManager) -> PlannedCrawl:
+def plan_crawl(
+    order: CrawlOrder, manager: PersistentJobManager, given: Collection[str] = frozenset()
+) -> PlannedCrawl:
     """Check an order against the job that it names, if any. Reads only.
 
-    An unfinished job is resumed with the plan that was kept with it; the order's urls may be left out then.
+    An unfinished job is resumed with the plan that was kept with it; the order's urls may be left out then. Quotas
+    may be raised: a job that a quota completed goes on then.
+
+    Args:
+        order: what is asked for.
+        manager: the audit trail.
+        given: fields that somebody named; the others are defaults, and say nothing of a job that there is.
 
     Raises:
         InvalidOrder: the order itself is wrong.
@@ -269,4 +289,13 @@ def plan_crawl(order: CrawlOrder, manager: PersistentJobManager) -> PlannedCrawl
             "leave the url out to resume it, or choose another job id"
         )
         raise RefusedOrder(msg)
-    return PlannedCrawl(order.job_id, job["customer"], job["domain"], plan, job["status"])
+    raised = {
+        name: getattr(order, name)
+        for name in QUOTAS
+        if name in given and may_reopen(name, plan.as_config(), {name: getattr(order, name)})
+    }
+    for name in ("shards", *raised):
+        _check_bounds(order, name)
+    plan = replace(plan, **raised)
+    reopened = job["status"] == "completed" and job["finish_reason"] in raised
+    return PlannedCrawl(order.job_id, job["customer"], job["domain"], plan, job["status"], tuple(raised), reopened)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # Defaults of every crawl; the specification's figures.
 DEFAULT_MAX_PAGES = 1_000
 DEFAULT_MAX_DEPTH = 20
+DEFAULT_MAX_BYTES = 10 * 2**30
 DEFAULT_MAX_SECONDS = 3_600
 DEFAULT_CONCURRENCY = 16
 
@@ -26,6 +27,8 @@ class CrawlPlan:
         urls: the seeds.
         job_type: `full_crawl` or `single_page`.
         max_pages: at most so many urls are fetched (failures and skips among them), not one more.
+        max_bytes: of the whole job, on the wire; what is under way when it is reached is cut off, and what has just
+            arrived may lie beyond it.
         max_depth: links from a seed.
         max_seconds: of one run.
         concurrency: requests at once.
@@ -34,6 +37,7 @@ class CrawlPlan:
         exclude: globs; a link that matches one is not followed.
         respect_robots: robots.txt, `noindex` and `nofollow` are obeyed.
         allow_private: private and loopback addresses may be fetched.
+        shards: workers of a run.
         keep_text: page texts are kept and indexed.
         render: one of `RENDER_MODES`.
     """
@@ -41,6 +45,7 @@ class CrawlPlan:
     urls: tuple[str, ...]
     job_type: str = "full_crawl"
     max_pages: int = DEFAULT_MAX_PAGES
+    max_bytes: int = DEFAULT_MAX_BYTES
     max_depth: int = DEFAULT_MAX_DEPTH
     max_seconds: float = DEFAULT_MAX_SECONDS
     concurrency: int = DEFAULT_CONCURRENCY
@@ -49,6 +54,7 @@ class CrawlPlan:
     exclude: tuple[str, ...] = ()
     respect_robots: bool = True
     allow_private: bool = False
+    shards: int = 1
     keep_text: bool = True
     render: str = "http"
 
@@ -117,8 +123,8 @@ class CrawlOutcome:
     """How one run of a crawl ended.
 
     Attributes:
-        finish_reason: `exhausted`, `max_pages`, `max_seconds`, `disallowed`, `site_unreachable`, or the reason
-            given to `stop`.
+        finish_reason: `exhausted`, `max_pages`, `max_bytes`, `max_seconds`, `disallowed`, `site_unreachable`, or
+            the reason given to `stop`.
         complete: nothing is left to fetch within the limits.
         detail: a sentence for a person, where there is something to say.
         progress: the last progress.

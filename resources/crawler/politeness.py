@@ -438,6 +438,20 @@ class ReadyUrls:
         self._politeness.pace(domain).handed_out()
         return task
 
+    def give_up(self, keep: int) -> list[Task]:
+        """Take off what exceeds `keep`, from the ends of the longest queues, and nothing that was tried before."""
+        given: list[Task] = []
+        while self._count > keep:
+            domain = max(self._by_domain, key=lambda name: len(self._by_domain[name]))
+            queue = self._by_domain[domain]
+            if queue[-1].tries:
+                break
+            given.append(queue.pop())
+            self._count -= 1
+            if not queue:
+                del self._by_domain[domain]
+        return given
+
     def wait(self) -> float:
         """Seconds until the first of the domains may be asked; 0.0 if there is none."""
         pace = self._politeness.pace

@@ -68,6 +68,7 @@ class FrontierRequestManager(RequestManager):
         max_pages: of the job; this worker reserves its part of it.
         ready: holds the urls that can be fetched.
         executor: where the frontier is called.
+        company: workers that are to share the job; from the first page on each leaves the others something then.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class FrontierRequestManager(RequestManager):
         max_pages: int,
         ready: ReadyUrls,
         executor: Executor,
+        company: int = 1,
     ) -> None:
         self._frontier = frontier
+        self._company = company
         self._worker = worker
         self._max_pages = max_pages
         self._executor = executor
@@ -90,7 +93,8 @@ class FrontierRequestManager(RequestManager):
         self._followed: set[int] = set()
         self._beyond_depth: set[int] = set()
         self._pages_left = 0
-        self._alone = True
+        self._alone = company <= 1
+        self._next_poll = 0.0
         self._handled = 0
         self._refill: asyncio.Task[None] | None = None
         self._waiting_in_postgres = True
@@ -181,7 +185,7 @@ class FrontierRequestManager(RequestManager):
 
     async def committed(self, batch: Batch, done: Committed) -> None:
         """Take the new links that a commit made this worker's own."""
-        self._alone = not done.shared
+        await self._mind_others(done.shared)
         for link in batch.links:
             if link.hash in done.owned:
                 self._ready.append(Task(link.hash, link.url, link.depth))
@@ -189,6 +193,22 @@ class FrontierRequestManager(RequestManager):
                 # Entered without an owner, or known before: Postgres may have something to claim.
                 self._waiting_in_postgres = True
         self._wake.set()
+
+    @property
+    def alone(self) -> bool:
+        """True while no other worker is at the job, or is to come."""
+        return self._alone
+
+    async def _mind_others(self, shared: bool) -> None:
+        """Heed who is at the job; what was piled up for one worker is given back when a second one comes."""
+        was_alone, self._alone = self._alone, self._company <= 1 and not shared
+        if not was_alone or self._alone:
+            return
+        surplus = [task.hash for task in self._ready.give_up(SHARED_CLAIM_URLS)]
+        if surplus:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._executor, self._frontier.hand_back, self._worker, surplus)
+            self._waiting_in_postgres = True
 
     def stop(self) -> None:
         """Hand out nothing more."""
@@ -300,7 +320,9 @@ class FrontierRequestManager(RequestManager):
             return
         wants_pages = self._pages_left <= 0 and not self.budget_spent
         idle = not (self._ready or self._delayed or self._in_flight)
-        if wants_pages or (self._waiting_in_postgres and len(self._ready) < LOW_WATER) or idle:
+        # What others found and left is in Postgres, and nobody says so.
+        may_wait = self._waiting_in_postgres or (not self._alone and time.monotonic() >= self._next_poll)
+        if wants_pages or (may_wait and len(self._ready) < LOW_WATER) or idle:
             self._refill = asyncio.create_task(self._fill(), name="frontier refill")
 
     async def _fill(self) -> None:
@@ -333,6 +355,7 @@ class FrontierRequestManager(RequestManager):
             self._followed.add(url.hash)
             self._ready.append(Task(url.hash, url.url, url.depth))
         self._waiting_in_postgres = len(claimed) == claim
+        self._next_poll = time.monotonic() + _WAIT_SECONDS
 
     async def _reserve(self, loop: asyncio.AbstractEventLoop) -> int:
         """Reserve pages of the job's budget; returns how many others have reserved and not used."""
@@ -340,7 +363,7 @@ class FrontierRequestManager(RequestManager):
         reserved = await loop.run_in_executor(
             self._executor, self._frontier.reserve_pages, self._worker, want, self._max_pages
         )
-        self._alone = reserved.other_workers == 0
+        await self._mind_others(reserved.other_workers > 0)
         self._pages_left += reserved.granted
         return reserved.reserved_by_others
 

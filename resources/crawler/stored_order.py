@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # What a customer's configuration may say of a crawl.
 CRAWL_SETTINGS: Final = (
-    "max_pages", "max_depth", "max_seconds", "concurrency", "requests_per_minute", "urls", "include", "exclude",
+    "max_pages", "max_bytes", "max_depth", "max_seconds", "concurrency", "requests_per_minute", "urls", "include",
+    "exclude",
     "respect_robots", "render",
 )  # fmt: skip
 

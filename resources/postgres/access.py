@@ -49,7 +49,8 @@ WORKING_TABLES: Final = ("crawl_workers", "page_links", "alert_deliveries", "wat
 
 # Functions that client access needs: the policies' own, and what triggers and queries call on its behalf.
 _FOR_CLIENTS: Final = frozenset({
-    "current_customer_id", "scrape_job_may_move", "scrape_job_active_seconds", "text_search_config",
+    "current_customer_id", "scrape_job_may_move", "scrape_job_may_reopen", "scrape_job_active_seconds",
+    "text_search_config",
     "message_queue_enqueue", "message_queue_reopen", "message_queue_claim", "message_queue_claim_next",
     "message_queue_acknowledge", "message_queue_fail", "message_queue_renew", "message_queue_redrive",
 })  # fmt: skip

@@ -168,6 +168,24 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class JobLook:
+    """A job as its workers look at it: the status, which any program may change, and what all of them have done.
+
+    Attributes:
+        status: of the job.
+        total, successful, failed, skipped: results committed, earlier runs and other workers included.
+        bytes: of those, on the wire.
+    """
+
+    status: str
+    total: int
+    successful: int
+    failed: int
+    skipped: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessIdentity:
     """A process, so that a later one on the same machine can tell whether it still lives."""
 
@@ -292,6 +310,20 @@ class CrawlFrontier:
             raise WorkerReplaced(_replaced_message(worker))
         return status
 
+    def look(self) -> JobLook | None:
+        """The job's status and counters: two rows by their keys, nothing locked. None: the job is gone."""
+        with self._engine.connect() as connection:
+            row = connection.execute(
+                text("""
+                    SELECT j.status, coalesce(s.total_pages, 0), coalesce(s.successful_pages, 0),
+                           coalesce(s.failed_pages, 0), coalesce(s.skipped_pages, 0), coalesce(s.total_bytes, 0)
+                    FROM scrape_jobs AS j LEFT JOIN scrape_job_stats AS s ON s.job_id = j.job_id
+                    WHERE j.job_id = :job_id
+                """),
+                {"job_id": self.job_id},
+            ).one_or_none()
+        return None if row is None else JobLook(*row)
+
     def rest(self, worker: int) -> None:
         """Say that this worker has nothing to do, and give back the pages that it reserved: others may use them.
 
@@ -352,6 +384,18 @@ class CrawlFrontier:
                 text("DELETE FROM omniops_meta.crawl_workers WHERE worker_id = :worker"), {"worker": worker}
             )
             self._free(connection, [worker])
+
+    def hand_back(self, worker: int, hashes: Sequence[int]) -> None:
+        """Let others have these urls: this worker has not begun with them."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                text("""
+                    UPDATE crawl_frontier SET worker_id = NULL
+                    WHERE job_id = :job_id AND url_hash = ANY (CAST(:hashes AS bigint[])) AND worker_id = :worker
+                      AND NOT done
+                """),
+                {"job_id": self.job_id, "hashes": list(hashes), "worker": worker},
+            )
 
     def _free(self, connection: Connection, workers: list[int]) -> None:
         connection.execute(

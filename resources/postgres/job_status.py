@@ -1,11 +1,14 @@
 """The life of a scrape job: which status may follow which.
 
-The database enforces the same table (`scrape_job_may_move`), and a test compares the two.
+The database enforces the same (`scrape_job_may_move`, `scrape_job_may_reopen`), and tests compare the two.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TRANSITIONS: Final[dict[str, frozenset[str]]] = {
     "queued": frozenset({"running", "failed", "cancelled"}),
@@ -18,6 +21,9 @@ TRANSITIONS: Final[dict[str, frozenset[str]]] = {
 
 STATUSES: Final = tuple(TRANSITIONS)
 UNFINISHED: Final = frozenset(status for status, following in TRANSITIONS.items() if following)
+
+# Limits of a job whose raising is the one way out of `completed`: each is a finish reason and a field of the config.
+QUOTAS: Final = ("max_pages", "max_bytes", "max_seconds")
 
 JOB_TYPES: Final = ("full_crawl", "incremental", "sitemap", "single_page")
 RESULT_STATUSES: Final = ("success", "failed", "skipped")
@@ -32,6 +38,21 @@ FINISH_REASONS: Final = (
     "disallowed",
     "error",
 )
+
+
+def may_reopen(finish_reason: str | None, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """True if a completed job may go on: a quota ended it, and that quota is larger now.
+
+    Args:
+        finish_reason: of the job.
+        before: its configuration as it was.
+        after: its configuration as it is to be.
+    """
+    if finish_reason not in QUOTAS:
+        return False
+    had, has = before.get(finish_reason), after.get(finish_reason)
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (had, has))
+    return numbers and bool(has > had)  # type: ignore[operator]
 
 
 class InvalidJobTransition(ValueError):

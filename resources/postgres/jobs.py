@@ -21,6 +21,7 @@ from resources.postgres.job_status import (
     TRANSITIONS,
     UNFINISHED,
     InvalidJobTransition,
+    may_reopen,
 )
 from resources.redis.cache import ReadThroughCache
 from resources.redis.keys import CRAWL_JOB, CRAWL_RESULTS, ValueTooLarge
@@ -76,6 +77,7 @@ class JobStats:
         skipped_pages: urls left out, each with its reason.
         avg_processing_time_ms: mean over the rows that have a time, in milliseconds; None without any.
         pages_per_second: `total_pages` over the job's active seconds; 0 before it starts.
+        total_bytes: of the pages' answers on the wire.
     """
 
     total_pages: int = 0
@@ -84,6 +86,7 @@ class JobStats:
     skipped_pages: int = 0
     avg_processing_time_ms: int | None = None
     pages_per_second: float = 0.0
+    total_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, ready for JSON."""
@@ -329,7 +332,8 @@ class PersistentJobManager:
             error_message: why, where there is something to say.
             finish_reason: one of `FINISH_REASONS`.
             run_id: of the Dagster run that has the job from now on.
-            config: the checked plan, in place of what another program had queued the job with.
+            config: the checked plan, in place of what another program had queued the job with, or with a quota
+                raised: that lets a job go on that the quota had completed.
 
         Raises:
             ValueError: there is no such status or finish reason.
@@ -343,13 +347,17 @@ class PersistentJobManager:
             msg = f"finish reason {finish_reason!r} is unknown; it is one of {', '.join(FINISH_REASONS)}"
             raise ValueError(msg)
         with self._engine.begin() as connection:
-            current = connection.scalar(
-                text("SELECT status FROM scrape_jobs WHERE job_id = :job_id FOR UPDATE"), {"job_id": job_id}
-            )
-            if current is None:
+            row = connection.execute(
+                text("SELECT status, finish_reason, config FROM scrape_jobs WHERE job_id = :job_id FOR UPDATE"),
+                {"job_id": job_id},
+            ).one_or_none()
+            if row is None:
                 raise UnknownJob(job_id)
+            current = row.status
             if status != current and status not in TRANSITIONS[current]:
-                raise InvalidJobTransition(job_id, current, status)
+                reopens = (current, status) == ("completed", "running") and config is not None
+                if not (reopens and may_reopen(row.finish_reason, row.config, config or {})):
+                    raise InvalidJobTransition(job_id, current, status)
             connection.execute(
                 text("""
                     UPDATE scrape_jobs SET status = :status,
@@ -480,7 +488,7 @@ class PersistentJobManager:
                 connection.execute(
                     text("""
                         SELECT total_pages, successful_pages, failed_pages, skipped_pages,
-                               avg_processing_time_ms, pages_per_second
+                               avg_processing_time_ms, pages_per_second, total_bytes
                         FROM scrape_job_stats WHERE job_id = :job_id
                     """),
                     {"job_id": job_id},
@@ -491,6 +499,21 @@ class PersistentJobManager:
         if row is None:
             return JobStats()
         return JobStats(**{**row, "pages_per_second": float(row["pages_per_second"] or 0.0)})
+
+    def count_waiting_urls(self, job_id: str, *, limit: int = 10_000) -> int:
+        """How many urls of a job no worker has taken yet, counted up to a limit."""
+        with self._engine.connect() as connection:
+            return int(
+                connection.scalar(
+                    text("""
+                        SELECT count(*) FROM (
+                            SELECT 1 FROM crawl_frontier
+                            WHERE job_id = :job_id AND worker_id IS NULL AND skip_reason IS NULL LIMIT :limit) AS w
+                    """),
+                    {"job_id": job_id, "limit": limit},
+                )
+                or 0
+            )
 
     def count_by_reason(self, job_id: str) -> list[dict[str, Any]]:
         """How many urls ended how: status, reason (or HTTP status) and count, most first."""

@@ -779,6 +779,7 @@ scrape_job_stats = Table(
     Column("pages_per_second", Numeric(12, 3), CheckConstraint("pages_per_second >= 0")),
     _now("updated_at"),
     *(_count(n) for n in ("timed_pages", "total_processing_time_ms")),
+    _count("total_bytes", comment="On the wire, all pages of the job: what max_bytes counts."),
     CheckConstraint("total_pages = successful_pages + failed_pages + skipped_pages"),
     ForeignKeyConstraint(
         ["job_id", "customer_id"], ["scrape_jobs.job_id", "scrape_jobs.customer_id"], ondelete="CASCADE"

@@ -113,8 +113,8 @@ def test_only_the_urls_are_left_to_fill_in_and_every_field_is_described() -> Non
     assert [name for name, field in config.fields.items() if field.is_required] == ["urls"]
     assert {name for name, field in config.fields.items() if not (field.description or "").strip()} == set()
     assert set(config.fields) == {
-        "urls", "customer", "job_id", "job_type", "max_pages", "max_depth", "max_seconds", "concurrency",
-        "requests_per_minute", "include", "exclude", "respect_robots", "allow_private", "embed", "shards",
+        "urls", "customer", "job_id", "job_type", "max_pages", "max_bytes", "max_depth", "max_seconds", "concurrency",
+        "requests_per_minute", "include", "exclude", "respect_robots", "allow_private", "embed", "shards", "render",
     }  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def test_a_run_leaves_its_job_its_tags_and_row_counts_of_every_asset(
         ({"urls": ["{site}"], "max_seconds": -1}, "max_seconds"),
         ({"urls": ["{site}"], "include": ["docs"]}, "docs"),
         ({"urls": ["{site}"], "job_type": "sitemap"}, "sitemap"),
-        ({"urls": ["{site}"], "shards": 2}, "shards"),
+        ({"urls": ["{site}"], "shards": 33}, "shards"),
         ({"urls": ["{site}"], "embed": True}, "embed"),
         ({"urls": ["{site}"], "job_id": "x" * 300}, "200"),
     ],
@@ -235,7 +235,7 @@ def test_a_failed_run_leaves_its_job_failed_with_the_reason(
     owner.dispose()
     result = run(instance, urls=[site.url], job_id="broken", allow_private=True)
     assert not result.success
-    assert "broken" in failure_of(result, "crawl_pages")
+    assert "broken" in failure_of(result, "crawl_pages[1]")
     job = database.manager.get_job_from_postgres("broken")
     assert job is not None
     assert (job["status"], job["finish_reason"]) == ("failed", "error")

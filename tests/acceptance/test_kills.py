@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from tests.support.crawling import make_crawl, make_job
 from tests.support.databases import Database
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
     from pathlib import Path
 
@@ -155,6 +157,131 @@ def test_two_processes_share_one_job(big_site: Site, database: Database, program
     assert_exact(database, "shared", urls_of(big_site))
     big_site.requests.pop("/robots.txt")
     assert set(big_site.requests.values()) == {1}
+
+
+def workers_of(database: Database, job_id: str) -> list[int]:
+    """The processes that work on a job."""
+    rows = database.rows("SELECT pid FROM omniops_meta.crawl_workers WHERE job_id = :job ORDER BY pid", job=job_id)
+    return [int(str(row["pid"])) for row in rows]
+
+
+def kill(*victims: int) -> None:
+    """As it comes from outside: with no last word."""
+    for pid in victims:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def with_all_its_children(process: subprocess.Popen[str]) -> list[int]:
+    """A program and every process that it started."""
+    root = psutil.Process(process.pid)
+    return [root.pid, *(child.pid for child in root.children(recursive=True))]
+
+
+@pytest.mark.parametrize("round_number", range(max(2, ROUNDS - 1)))
+def test_workers_of_one_job_that_are_killed_lose_nothing(
+    big_site: Site, database: Database, program: Program, round_number: int
+) -> None:
+    chance = random.Random(SEED * 7919 + round_number)
+    big_site.latency = 0.25
+    process = program.start(
+        "crawl",
+        big_site.url,
+        "--job-id",
+        "killed",
+        "--shards",
+        "2",
+        "--concurrency",
+        "4",
+        "--allow-private",
+        "--json",
+    )
+    wait_until(lambda: len(workers_of(database, "killed")) == 2 or process.poll() is not None, why="two workers")
+    everything = round_number % 2 == 1
+    moments = sorted(chance.sample(range(20, 200), chance.choice((1, 2))))
+    for pages in moments:
+        wait_until(
+            lambda pages=pages: count_results(database, "killed") >= pages or process.poll() is not None,
+            why=f"{pages} pages",
+        )
+        if everything:
+            kill(*with_all_its_children(process))
+            break
+        kill(*chance.sample(workers_of(database, "killed")[:2], k=1))
+    ended = finish(process)
+    if everything:
+        assert job_status(database, "killed") == "running"
+        ended = program.run("jobs", "resume", "killed", "--shards", str(chance.choice((1, 2))), "--json")
+    # Where one worker is left, or is started again, nobody has to do anything.
+    ended.expect(0)
+    assert (ended.json["status"], ended.json["total_pages"]) == ("completed", PAGES)
+    assert_exact(database, "killed", urls_of(big_site))
+    fetched = sum(big_site.requests[path] for path in ("/", *(f"/p{n}" for n in range(1, PAGES))))
+    assert fetched < PAGES + 150 * len(moments)
+
+
+def test_a_worker_that_stood_still_past_its_lease_changes_nothing(
+    big_site: Site, database: Database, program: Program
+) -> None:
+    big_site.latency = 0.25
+    process = program.start(
+        "crawl",
+        big_site.url,
+        "--job-id",
+        "frozen",
+        "--shards",
+        "2",
+        "--concurrency",
+        "4",
+        "--allow-private",
+        "--json",
+    )
+    wait_until(
+        lambda: len(workers_of(database, "frozen")) == 2 and count_results(database, "frozen") >= 20,
+        why="two workers at work",
+    )
+    frozen = workers_of(database, "frozen")[0]
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        # Half a minute later.
+        with database.engine.begin() as connection:
+            connection.execute(
+                text("UPDATE omniops_meta.crawl_workers SET leased_until = now() - interval '1 s' WHERE pid = :pid"),
+                {"pid": frozen},
+            )
+        wait_until(lambda: frozen not in workers_of(database, "frozen"), why="it is replaced")
+        wait_until(lambda: count_results(database, "frozen") == PAGES, why="the other one does all of it")
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    ended = finish(process).expect(0)
+    assert (ended.json["status"], ended.json["finish_reason"]) == ("completed", "exhausted")
+    assert_exact(database, "frozen", urls_of(big_site))
+
+
+def test_a_crawl_of_several_processes_is_interrupted_and_resumed(
+    big_site: Site, database: Database, program: Program
+) -> None:
+    big_site.latency = 0.25
+    process = program.start(
+        "crawl",
+        big_site.url,
+        "--job-id",
+        "stopped",
+        "--shards",
+        "2",
+        "--concurrency",
+        "4",
+        "--allow-private",
+        "--json",
+    )
+    wait_until(lambda: count_results(database, "stopped") >= 20, why="20 pages")
+    process.send_signal(signal.SIGINT)
+    ended = finish(process)
+    assert (ended.status, ended.json["status"]) == (1, "paused"), ended.err
+    assert "omniops crawl --job-id stopped" in ended.err
+    assert workers_of(database, "stopped") == []
+    program.run("jobs", "resume", "stopped", "--shards", "1", "--json").expect(0)
+    assert_exact(database, "stopped", urls_of(big_site))
 
 
 def test_the_same_job_ordered_twice_at_the_same_moment_is_one_job(

@@ -26,15 +26,24 @@ def run_sql_file(name: str) -> None:
     run_script(op.get_bind(), text)
 
 
-def run_functions(name: str, functions: Iterable[str]) -> None:
-    """Make functions of an earlier file again, as it has them: a downgrade brings back what an upgrade replaced."""
+def run_functions(name: str, functions: Iterable[str], *, replace: bool = False) -> None:
+    """Make functions of an earlier file again, as it has them: a downgrade brings back what an upgrade replaced.
+
+    Args:
+        name: of the file.
+        functions: their names.
+        replace: in place of those that there are; a trigger's function cannot be dropped.
+    """
     text = (HERE / "sql" / name).read_text(encoding="utf-8")
     for function in functions:
         found = re.search(rf"^CREATE FUNCTION public\.{function}\(.*?^\$\$;$", text, re.DOTALL | re.MULTILINE)
         if found is None:
             msg = f"{name} makes no function {function}"
             raise LookupError(msg)
-        run_script(op.get_bind(), found.group())
+        definition = found.group()
+        if replace:
+            definition = definition.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1)
+        run_script(op.get_bind(), definition)
         run_script(op.get_bind(), f"REVOKE EXECUTE ON FUNCTION public.{function} FROM PUBLIC")
 
 

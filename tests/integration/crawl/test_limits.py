@@ -239,3 +239,75 @@ def test_two_workers_exhaust_a_site_together(site: Site, database: Database) -> 
     assert outcomes == ["exhausted", "exhausted"]
     assert len(results(database, "shared")) == 300
     assert {n for path, n in site.requests.items() if path != "/robots.txt"} == {1}
+
+
+def test_bytes_are_limited_for_the_whole_job_whatever_run_or_worker_reads_them(
+    site: Site, database: Database
+) -> None:
+    site.chain(60)
+    first = crawl(database, site.url, max_pages=20, concurrency=2)
+    assert first.finish_reason == "max_pages"
+    of_a_page = database.manager.get_job_stats("job").total_bytes // 20
+    assert of_a_page > 100
+    plan = CrawlPlan(urls=(site.url,), allow_private=True, concurrency=2, max_bytes=40 * of_a_page)
+    second = make_crawl(database, "job", plan).run()
+    assert (second.finish_reason, second.complete) == ("max_bytes", True)
+    stats = database.manager.get_job_stats("job")
+    # What was under way is cut off, or has just arrived.
+    assert plan.max_bytes - 2 * of_a_page <= stats.total_bytes <= plan.max_bytes + 3 * of_a_page
+    site.requests.clear()
+    again = make_crawl(database, "job", plan).run()
+    assert again.finish_reason == "max_bytes"
+    assert sum(count for path, count in site.requests.items() if path != "/robots.txt") <= 3
+    rest = make_crawl(database, "job", CrawlPlan(urls=(site.url,), allow_private=True)).run()
+    assert rest.finish_reason == "exhausted"
+    assert len(results(database)) == 60
+    counted = database.value("SELECT sum(bytes) FROM scrape_job_results")
+    assert database.manager.get_job_stats("job").total_bytes == counted
+
+
+@pytest.mark.parametrize("status", ["paused", "cancelled"])
+def test_a_job_that_another_program_stops_is_left_within_seconds(site: Site, database: Database, status: str) -> None:
+    site.chain(500)
+    site.latency = 0.05
+    plan = CrawlPlan(urls=(site.url,), allow_private=True, concurrency=2)
+    make_job(database, "stopped", plan)
+    run = make_crawl(database, "stopped", plan)
+    outcomes: list[str] = []
+    thread = threading.Thread(target=lambda: outcomes.append(run.run().finish_reason))
+    thread.start()
+    while run.progress.total < 5:
+        time.sleep(0.01)
+    database.manager.update_job_status("stopped", status, finish_reason=status)
+    thread.join(30)
+    assert outcomes == [status]
+    # All of it would have taken longer than the look at the job's status.
+    assert len(results(database, "stopped")) < 400
+    assert database.value("SELECT count(*) FROM omniops_meta.crawl_workers") == 0
+
+
+def test_a_second_worker_is_given_what_the_first_one_piled_up(site: Site, database: Database) -> None:
+    # All of the site's links are on its first page, so that one worker owns them before the other comes.
+    paths = [f"/p{n}" for n in range(400)]
+    site.add("/", links=paths)
+    for path in paths:
+        site.add(path)
+    site.latency = 0.05
+    plan = CrawlPlan(urls=(site.url,), allow_private=True, concurrency=4)
+    make_job(database, "late", plan)
+    runs = [make_crawl(database, "late", plan) for _ in range(2)]
+    threads = [threading.Thread(target=run.run) for run in runs]
+    threads[0].start()
+    while runs[0].progress.total < 20:
+        time.sleep(0.01)
+    threads[1].start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results(database, "late")) == 401
+    counts = sorted(
+        int(str(row["n"]))
+        for row in database.rows("SELECT count(*) AS n FROM crawl_frontier WHERE done GROUP BY worker_id")
+    )
+    assert len(counts) == 2
+    assert counts[0] > 100
+    assert {n for path, n in site.requests.items() if path != "/robots.txt"} == {1}

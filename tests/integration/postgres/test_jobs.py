@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 
 from resources.postgres.customers import InvalidSlug, ensure_customer
-from resources.postgres.job_status import STATUSES, TRANSITIONS, InvalidJobTransition
-from resources.postgres.jobs import MAX_ERROR_MESSAGE, JobIdTaken, PersistentJobManager, UnknownJob
+from resources.postgres.job_status import QUOTAS, STATUSES, TRANSITIONS, InvalidJobTransition, may_reopen
+from resources.postgres.jobs import MAX_ERROR_MESSAGE, JobIdTaken, PersistentJobManager, UnknownJob, to_json
 from resources.redis import RedisWithFallback
 from resources.redis.keys import CRAWL_JOB, CRAWL_RESULTS
 
@@ -107,6 +107,39 @@ def test_the_database_has_the_same_table_of_transitions(database: Database) -> N
     assert {(r["current"], r["wanted"]) for r in rows if r["may"]} == {
         (current, wanted) for current, following in TRANSITIONS.items() for wanted in following
     }
+
+
+@pytest.mark.parametrize("quota", QUOTAS)
+def test_a_raised_quota_is_the_one_way_out_of_completed(
+    database: Database, metadata: dict[str, Any], quota: str
+) -> None:
+    manager, job_id = database.manager, f"job-{uuid4()}"
+    manager.create_job(job_id, None, {**metadata, "config": {quota: 5}})
+    manager.update_job_status(job_id, "running")
+    manager.complete_job(job_id, quota)
+    for config in (None, {}, {quota: 5}, {quota: 4}, {quota: "9"}, {quota: True}, {"max_depth": 9}):
+        with pytest.raises(InvalidJobTransition):
+            manager.update_job_status(job_id, "running", config=config)
+    job = manager.update_job_status(job_id, "running", config={quota: 6})
+    assert (job["status"], job["finish_reason"], job["completed_at"]) == ("running", None, None)
+    # It is over for another reason now.
+    manager.complete_job(job_id)
+    with pytest.raises(InvalidJobTransition):
+        manager.update_job_status(job_id, "running", config={quota: 7})
+
+
+def test_the_database_reopens_the_same_jobs(database: Database) -> None:
+    values = [None, 5, 6, 6.5, "7", True, [8], 2**50]
+    for reason in (*QUOTAS, "exhausted", "cancelled", None):
+        for before in values:
+            for after in values:
+                had = dict.fromkeys(QUOTAS, before)
+                has = dict.fromkeys(had, after)
+                answer = database.value(
+                    "SELECT scrape_job_may_reopen(CAST(:reason AS text), CAST(:had AS jsonb), CAST(:has AS jsonb))",
+                    reason=reason, had=to_json(had), has=to_json(has),
+                )  # fmt: skip
+                assert answer is may_reopen(reason, had, has), (reason, before, after)
 
 
 def test_pauses_do_not_count_as_work(database: Database, job_id: str) -> None:

@@ -43,6 +43,7 @@ def test_clients_may_call_only_what_policies_and_triggers_need(owner: Connection
     assert held == {
         "current_customer_id",
         "scrape_job_may_move",
+        "scrape_job_may_reopen",
         "scrape_job_active_seconds",
         "text_search_config",
         "message_queue_enqueue",
