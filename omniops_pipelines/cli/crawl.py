@@ -246,7 +246,7 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
                     result = dg.execute_job(dg.reconstructable(crawl_alone), **run)
             run_id = result.run_id
             if not result.success:
-                interrupted = _was_interrupted(result)
+                interrupted = _was_interrupted(result, planned.job_id)
                 failure = _failure_of(result)
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             interrupted = True
@@ -289,9 +289,18 @@ def _quiet_children() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _was_interrupted(result: Any) -> bool:
-    """True if Ctrl-C (or SIGTERM) ended the run. Dagster gives it as the failure of the op that it met."""
-    errors = (event.step_failure_data.error for event in result.all_events if event.is_step_failure)
+def _was_interrupted(result: Any, job_id: str) -> bool:
+    """True if Ctrl-C (or SIGTERM) ended the run.
+
+    Dagster gives it as the failure of the op that it met; where ops have processes of their own, as the failure of
+    none, and the job was paused.
+    """
+    from resources import stack
+
+    errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+    if not errors:
+        job = stack.get_persistent_job_manager().get_job_from_postgres(job_id)
+        return job is not None and job["status"] == "paused"
     return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
