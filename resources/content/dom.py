@@ -318,6 +318,8 @@ def _flush(container: Element, run: list[Element | str], blocks: list[Block], al
         text = "\n".join(line for part in raw.split("\1") if (line := " ".join(part.split())))
     else:
         text = " ".join(raw.split())
+    if container.tag in HEADINGS or container.tag == "dt":
+        text = text.removesuffix("¶").rstrip()  # the link to itself that documentation tools add
     if text:
         size = len(text) - text.count(" ")
         blocks.append(Block(container, run, text, size, size if all_linked else min(linked, size)))

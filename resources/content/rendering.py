@@ -245,7 +245,11 @@ class _Markdown:
             fence = "````" if "```" in block.text else "```"
             text = f"{fence}{language}\n{block.text}\n{fence}"
         elif heading is not None:
-            text = "#" * int(heading[1]) + " " + self.folded(block, plain=True).replace("\n", " ")
+            text = (
+                "#" * int(heading[1])
+                + " "
+                + self.folded(block, plain=True).replace("\n", " ").removesuffix("¶").rstrip()
+            )
         else:
             text = self.folded(block)
             if kind in ("dt", "summary"):

@@ -181,6 +181,12 @@ def test_dates_are_read_and_checked(value: object, expected: date | datetime | N
     assert read_date(value, datetime(2026, 1, 1, tzinfo=UTC)) == expected
 
 
+def test_a_heading_loses_the_link_to_itself() -> None:
+    page = extract("<main><h2>Options<a class='headerlink' href='#o'>¶</a></h2><p>None of them.</p></main>", URL)
+    assert page.text == "Options\nNone of them."
+    assert page.markdown == "## Options\n\nNone of them."
+
+
 def test_json_ld_gives_the_date_and_the_kind() -> None:
     graph = '[{"@type":"WebPage"},{"@type":"NewsArticle","datePublished":"2020-02-03"}]'
     html = f'<script type="application/ld+json">{{"@graph":{graph}}}</script><p>x</p>'
