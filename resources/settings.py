@@ -271,3 +271,111 @@ class CacheSettings:
 
 
 _CACHE_RANGES = {"search_cache_seconds": (1, 86_400), "rate_limit_shares": (1, 1_000)}
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSettings:
+    """Which model makes vectors. Each but the first has its variable, `OMNIOPS_EMBEDDINGS_` and its name.
+
+    Attributes:
+        provider: `minilm` (the embedded model), `openai` (any OpenAI-compatible endpoint) or `none`
+            (`OMNIOPS_EMBEDDINGS`).
+        url: of the endpoint, up to what stands before `/embeddings`.
+        model: the endpoint's name for it.
+        dimensions: width of its vectors, 1 to 4,000.
+        send_dimensions: ask the endpoint for this width; not every one knows the question.
+        api_key: of the endpoint; None: it needs none.
+        allow_private: the endpoint may be on a private address, such as a server of one's own.
+        max_tokens: of one text: pieces of pages are made to fit.
+        batch: texts of one request.
+        concurrency: requests at once.
+        timeout_seconds: of one request.
+        max_tries: of one request.
+        max_run_tokens: a run stops before it has sent more to an endpoint; what is left is embedded by the next.
+        threads: of the embedded model; 0: one for each core, four at most.
+    """
+
+    provider: str = "minilm"
+    url: str = "https://api.openai.com/v1"
+    model: str = ""
+    dimensions: int = 0
+    send_dimensions: bool = False
+    api_key: Secret | None = None
+    allow_private: bool = False
+    max_tokens: int = 512
+    batch: int = 64
+    concurrency: int = 4
+    timeout_seconds: float = 30.0
+    max_tries: int = 5
+    max_run_tokens: int = 20_000_000
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            InvalidSetting: a value is out of its range, or one is missing.
+        """
+        if self.provider not in _PROVIDERS:
+            msg = f"OMNIOPS_EMBEDDINGS is {self.provider[:40]!r}, and must be one of {', '.join(_PROVIDERS)}"
+            raise InvalidSetting(msg)
+        for name, (least, most) in _EMBEDDING_RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most and not (name == "dimensions" and self.provider != "openai"):
+                msg = f"OMNIOPS_EMBEDDINGS_{name.upper()} is {value:g}, and must be from {least:,} to {most:,}"
+                raise InvalidSetting(msg)
+        if self.provider == "openai" and not self.model.strip():
+            msg = "OMNIOPS_EMBEDDINGS is openai, so OMNIOPS_EMBEDDINGS_MODEL must name the endpoint's model"
+            raise InvalidSetting(msg)
+        if len(self.model) > 200 or not self.model.isprintable():
+            msg = "OMNIOPS_EMBEDDINGS_MODEL must be a name of up to 200 printable characters"
+            raise InvalidSetting(msg)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> EmbeddingSettings:
+        """Read the settings; an empty variable counts as one that is not set.
+
+        Raises:
+            InvalidSetting: a value cannot be meant, or one is missing.
+        """
+        env = os.environ if environ is None else environ
+        prefix = "OMNIOPS_EMBEDDINGS"
+        found: dict[str, Any] = {
+            "send_dimensions": _yes_or_no(env, f"{prefix}_SEND_DIMENSIONS"),
+            "allow_private": _yes_or_no(env, f"{prefix}_ALLOW_PRIVATE"),
+            "api_key": _secret(env, f"{prefix}_API_KEY"),
+        }
+        if url := _web_page(env, f"{prefix}_URL"):
+            found["url"] = url
+        for name, variable in (("provider", prefix), ("model", f"{prefix}_MODEL")):
+            if given := (env.get(variable) or "").strip():
+                found[name] = given
+        for name in _EMBEDDING_RANGES:
+            given = (env.get(f"{prefix}_{name.upper()}") or "").strip()
+            if given:
+                found[name] = _number(f"{prefix}_{name.upper()}", given, whole=name != "timeout_seconds")
+        return cls(**found)
+
+
+def _number(variable: str, given: str, *, whole: bool) -> float:
+    try:
+        value: float = int(given) if whole else float(given)
+    except ValueError:
+        value = float("nan")
+    if value != value:  # noqa: PLR0124 - not a number
+        msg = f"{variable} is {given[:40]!r}, and must be a {'whole ' if whole else ''}number"
+        raise InvalidSetting(msg)
+    return value
+
+
+_PROVIDERS = ("minilm", "openai", "none")
+_EMBEDDING_RANGES = {
+    "dimensions": (1, 4_000),
+    "max_tokens": (64, 8_192),
+    "batch": (1, 2_048),
+    "concurrency": (1, 64),
+    "timeout_seconds": (0.1, 600),
+    "max_tries": (1, 20),
+    "max_run_tokens": (1, 10**12),
+    "threads": (0, 256),
+}

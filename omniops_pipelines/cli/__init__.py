@@ -10,11 +10,13 @@ from omniops_pipelines.cli.administration import doctor, env, services
 from omniops_pipelines.cli.alerts import alerts
 from omniops_pipelines.cli.catalog import catalog
 from omniops_pipelines.cli.crawl import crawl, demo
+from omniops_pipelines.cli.embed import embed
 from omniops_pipelines.cli.jobs import jobs
 from omniops_pipelines.cli.keys import keys
 from omniops_pipelines.cli.migrate import migrate
 from omniops_pipelines.cli.queue import queue
 from omniops_pipelines.cli.retention import cleanup, erase, export, holds
+from omniops_pipelines.cli.search import search
 from omniops_pipelines.cli.sites import sites
 from omniops_pipelines.cli.up import up
 
@@ -26,8 +28,8 @@ def cli() -> None:
 
 
 for command in (
-    crawl, demo, up, jobs, sites, queue, alerts, cleanup, erase, export, holds, keys, migrate, catalog, services, env,
-    doctor,
+    crawl, demo, up, search, embed, jobs, sites, queue, alerts, cleanup, erase, export, holds, keys, migrate, catalog,
+    services, env, doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
+from resources.content.embeddings import EmbeddingError
 from resources.crawler.crawl_order import InvalidOrder, RefusedOrder
 from resources.crawler.site_access import UnusableAccess
 from resources.postgres.compliance import NoHold
@@ -22,6 +23,7 @@ _EXPECTED = (
     InvalidOrder,
     RefusedOrder,
     DatabaseError,
+    EmbeddingError,
     ServiceError,
     SecretError,
     UnusableAccess,

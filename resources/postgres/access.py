@@ -44,8 +44,13 @@ _CONTEXT: Final = "(SELECT public.current_customer_id())"
 # Tables that the program itself may not write: only a trigger does.
 _KEPT_BY_TRIGGERS: Final = frozenset({"scrape_job_stats"})
 
+# What full-text search reads with its owner's rights, for the customer of its transaction alone: see `search_pages`.
+_READ_BY_SEARCH: Final = frozenset({"scraped_pages", "website_content"})
+
 # The platform's working state beside the business tables: leases, deliveries under way, how far something has come.
-WORKING_TABLES: Final = ("crawl_workers", "page_links", "alert_deliveries", "watermarks")
+WORKING_TABLES: Final = (
+    "crawl_workers", "page_links", "alert_deliveries", "watermarks", "embedding_models", "search_configurations",
+)  # fmt: skip
 
 # Functions that client access needs: the policies' own, and what triggers and queries call on its behalf.
 _FOR_CLIENTS: Final = frozenset({
@@ -53,6 +58,7 @@ _FOR_CLIENTS: Final = frozenset({
     "text_search_config",
     "message_queue_enqueue", "message_queue_reopen", "message_queue_claim", "message_queue_claim_next",
     "message_queue_acknowledge", "message_queue_fail", "message_queue_renew", "message_queue_redrive",
+    "search_query", "search_pages",
 })  # fmt: skip
 # What only a trigger may call, with its owner's rights.
 _FOR_TRIGGERS: Final = frozenset({"scrape_job_stats_apply"})
@@ -100,6 +106,8 @@ def policies_of(entry: TableEntry) -> Iterator[Policy]:
     if entry.name in _KEPT_BY_TRIGGERS:
         # Its trigger function runs with its owner's rights, and row-level security is forced on the owner too.
         yield Policy(entry.name, "statistics_trigger", "owner", "ALL", "true", "true")
+    if entry.name in _READ_BY_SEARCH:
+        yield Policy(entry.name, "search", "owner", "SELECT", "true", None)
     if entry.name == "scrape_jobs":
         # The same function reads how long the job has been at work.
         yield Policy(entry.name, "statistics_trigger", "owner", "SELECT", "true", None)

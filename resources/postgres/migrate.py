@@ -613,6 +613,11 @@ def rollback(
     return Migration(state, target, tuple(done.steps), tuple(done.sql), lost)
 
 
+# What stands there is read from other tables' rows when it is wanted again.
+_MADE_AGAIN: Final = frozenset({"omniops_meta.search_configurations", "omniops_meta.embedding_models"})
+
+
 def _dropped_tables(steps: list[Step]) -> list[str]:
     changes = (change for step in steps for change in step.changes)
-    return sorted({change.name for change in changes if (change.change, change.kind) == ("dropped", "table")})
+    names = {change.name for change in changes if (change.change, change.kind) == ("dropped", "table")}
+    return sorted(names - _MADE_AGAIN)

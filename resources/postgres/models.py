@@ -31,33 +31,38 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
-from sqlalchemy.dialects.postgresql import INTERVAL, JSONB, TSVECTOR, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, INTERVAL, JSONB, TSVECTOR, UUID
 from sqlalchemy.types import UserDefinedType
 
 from resources.postgres.job_status import JOB_TYPES, RESULT_STATUSES, STATUSES
 
 metadata = MetaData()
 
-# pgvector's half-precision vector: half the index at the same recall. 384 is the embedded model's width; a model of
-# another width has its own column (a later revision), since one index cannot hold two models.
+# The embedded model and its width. Other models stand beside it in the same column, each with an index of its own.
+EMBEDDED_MODEL = "all-MiniLM-L6-v2-int8"
 EMBEDDING_DIMENSIONS = 384
 
 MESSAGE_STATUSES = ("pending", "processing", "completed", "failed")
 
 
 class HalfVector(UserDefinedType[Any]):
-    """pgvector's `halfvec(n)`; values go in and out as text, `[0.1,0.2,…]`."""
+    """pgvector's half-precision vector: half the index at the same recall. Values go in and out as text, `[0.1,…]`.
+
+    Args:
+        dimensions: width; None: any.
+    """
 
     cache_ok = True
 
-    def __init__(self, dimensions: int) -> None:
+    def __init__(self, dimensions: int | None = None) -> None:
         self.dimensions = dimensions
 
     def get_col_spec(self, **_: Any) -> str:
         """The type as Postgres writes it."""
-        return f"halfvec({self.dimensions})"
+        return "halfvec" if self.dimensions is None else f"halfvec({self.dimensions})"
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -320,6 +325,8 @@ scraped_pages = Table(
     ),
     UniqueConstraint("customer_id", "url"),
     UniqueConstraint("id", "customer_id"),
+    # Question: which removed pages still have vectors?
+    Index("scraped_pages_removed", "customer_id", "id", postgresql_where=text("removed_at IS NOT NULL")),
     comment="Content: every page that was read, one row for each url of a customer.",
 )
 
@@ -333,8 +340,17 @@ website_content = Table(
     _count("word_count", Integer),
     Column("search", TSVECTOR, comment="Null until the text is indexed, some moments after it was stored."),
     _now("updated_at"),
+    Column(
+        "embedded_models", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]"),
+        comment="Models whose vectors are of the text as it is now.",
+    ),
     ForeignKeyConstraint(
         ["page_id", "customer_id"], ["scraped_pages.id", "scraped_pages.customer_id"], ondelete="CASCADE"
+    ),
+    # Question: which pages are not embedded by the embedded model? (`omniops embed --prepare`: others.)
+    Index(
+        "website_content_unembedded", "customer_id", "page_id",
+        postgresql_where=text(f"NOT embedded_models @> ARRAY['{EMBEDDED_MODEL}']"),
     ),
     # Question: which pages contain these words? fastupdate gathers entries outside the commit that adds a page.
     Index("website_content_search", "search", postgresql_using="gin", postgresql_with={"fastupdate": "on"}),
@@ -343,7 +359,7 @@ website_content = Table(
     # Question: all of a customer's: search within a tenant, counts, export, erasure.
     Index("website_content_customer", "customer_id"),
     comment="Content: what a page says, and its full-text index.",
-)
+)  # fmt: skip
 
 page_embeddings = Table(
     "page_embeddings",
@@ -353,24 +369,34 @@ page_embeddings = Table(
     _text("model", CheckConstraint("model <> ''"), comment="Model id: vectors of two models are never compared."),
     Column("chunk_index", Integer, CheckConstraint("chunk_index >= 0"), nullable=False),
     _text("chunk_text"),
-    _text("chunk_hash", comment="Of the chunk's text: what has not changed is not embedded again."),
-    Column("embedding", HalfVector(EMBEDDING_DIMENSIONS), nullable=False),
+    _text(
+        "chunk_hash",
+        comment="Of what the model reads, headings and text: what has not changed is not embedded again.",
+    ),
+    Column(
+        "embedding", HalfVector(), nullable=False,
+        comment="As wide as its model says in omniops_meta.embedding_models.",
+    ),
     _now("created_at"),
+    _text(
+        "heading", server_default=text("''::text"),
+        comment="The headings that the chunk stands under; the model reads them too.",
+    ),
     PrimaryKeyConstraint("page_id", "model", "chunk_index"),
     ForeignKeyConstraint(
         ["page_id", "customer_id"], ["scraped_pages.id", "scraped_pages.customer_id"], ondelete="CASCADE"
     ),
-    # Question: which chunks are nearest to this question?
+    # Question: which chunks are nearest to this question, by the embedded model? (`omniops embed --prepare` makes the
+    # like for other models.)
     Index(
-        "page_embeddings_nearest",
-        "embedding",
-        postgresql_using="hnsw",
-        postgresql_ops={"embedding": "halfvec_cosine_ops"},
+        "page_embeddings_nearest", literal_column(f"(embedding::halfvec({EMBEDDING_DIMENSIONS}))").label("as_wide"),
+        postgresql_using="hnsw", postgresql_ops={"as_wide": "halfvec_cosine_ops"},
+        postgresql_where=text(f"model = '{EMBEDDED_MODEL}'"),
     ),
-    # Question: all of a customer's, for counts, export and erasure.
-    Index("page_embeddings_customer", "customer_id"),
+    # Question: all of a customer's, by model: exact search, counts, export, erasure.
+    Index("page_embeddings_customer", "customer_id", "model"),
     comment="Content: a page's chunks and their vectors.",
-)
+)  # fmt: skip
 
 # --- commerce --------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from resources.postgres.catalogue import TABLES
 from resources.postgres.connection import connect_once
-from resources.postgres.models import EMBEDDING_DIMENSIONS, metadata
+from resources.postgres.models import EMBEDDED_MODEL, EMBEDDING_DIMENSIONS, metadata
 from tests.support.databases import Database, administer, create_database
 from tests.support.rows import CustomerRows, make_customer, new_row
 
@@ -164,7 +164,7 @@ _ROWS = (
     """INSERT INTO website_content (page_id, customer_id, text, search)
        SELECT id, customer_id, 'word' || id, to_tsvector('simple', 'word' || id || ' common') FROM scraped_pages""",
     f"""INSERT INTO page_embeddings (page_id, customer_id, model, chunk_index, chunk_text, chunk_hash, embedding)
-       SELECT id, customer_id, 'm', 0, '', '',
+       SELECT id, customer_id, '{EMBEDDED_MODEL}', 0, '', '',
               (SELECT array_agg(sin(id * 7.13 + d * (id % 13))) FROM generate_series(1, {EMBEDDING_DIMENSIONS}) AS d)::real[]::halfvec
        FROM scraped_pages LIMIT 1500""",
     """INSERT INTO cart_operations (customer_id, session_id, operation) SELECT {customer}, 's' || g, 'add' {from_3000}""",
@@ -215,9 +215,11 @@ _QUESTIONS = {
     "messages_customer": "SELECT id FROM messages WHERE customer_id = {one} AND id > 0 ORDER BY id LIMIT 50",
     "conversation_metadata_customer": "SELECT * FROM conversation_metadata WHERE customer_id = {one}",
     "website_content_search": "SELECT page_id FROM website_content WHERE search @@ to_tsquery('simple', 'word77')",
+    "website_content_unembedded": f"SELECT page_id FROM website_content WHERE customer_id = {{one}} AND NOT embedded_models @> ARRAY['{EMBEDDED_MODEL}'] ORDER BY page_id LIMIT 50",
+    "scraped_pages_removed": "SELECT id FROM scraped_pages WHERE customer_id = {one} AND removed_at IS NOT NULL ORDER BY id LIMIT 50",
     "website_content_unindexed": "SELECT page_id FROM website_content WHERE search IS NULL ORDER BY page_id LIMIT 50",
     "website_content_customer": "SELECT count(*) FROM website_content WHERE customer_id = {one}",
-    "page_embeddings_nearest": "SELECT page_id FROM page_embeddings ORDER BY embedding <=> {vector} LIMIT 10",
+    "page_embeddings_nearest": f"SELECT page_id FROM page_embeddings WHERE model = '{EMBEDDED_MODEL}' ORDER BY embedding::halfvec({EMBEDDING_DIMENSIONS}) <=> {{vector}} LIMIT 10",
     "page_embeddings_customer": "SELECT count(*) FROM page_embeddings WHERE customer_id = {one}",
     "cart_operations_session": "SELECT operation FROM cart_operations WHERE customer_id = {one} AND session_id = 's47' ORDER BY id",
     "conversation_funnel_customer_created": "SELECT stage, count(*) FROM conversation_funnel WHERE customer_id = {one} AND created_at > now() - interval '5 days' GROUP BY 1",

@@ -1,0 +1,346 @@
+"""Search over a customer's pages: full text and vectors, fused by the ranks that each gives (reciprocal rank fusion).
+
+The two arms fail differently. Full text finds the word that was typed and misses every paraphrase; vectors find what
+means the same and blur names and numbers. A page that both find comes first.
+
+Everything is read as the customer, under row-level security. No Dagster here: the chat service imports this.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID
+
+from sqlalchemy import text
+
+from resources.content.embeddings import EmbeddingError
+from resources.postgres import search as database
+from resources.postgres.tenancy import tenant_connection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import Connection, Engine
+
+    from resources.content.embeddings import EmbeddingProvider
+    from resources.redis.client import RedisWithFallback
+
+logger = logging.getLogger(__name__)
+
+MAX_QUERY_CHARACTERS: Final = 1_000
+MAX_RESULTS: Final = 100
+DEFAULT_RESULTS: Final = 10
+
+# The usual constant of reciprocal rank fusion (Cormack, Clarke, Büttcher 2009): how little more the first place
+# counts than the second.
+_RANK_CONSTANT: Final = 60
+# What each arm gives to the fusion, at least.
+_CANDIDATES: Final = 50
+# Several pieces of a page may be near; pages are what is ranked.
+_CHUNKS_FOR_EACH_PAGE: Final = 3
+
+Arm = Literal["text", "vector", "both"]
+Mode = Literal["hybrid", "text"]
+
+
+class InvalidSearch(ValueError):
+    """What was asked cannot be searched for; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """One page that was found.
+
+    Attributes:
+        url: of the page.
+        title: of the page; None where it has none.
+        snippet: the passage that fits best, as plain text (escape it before it stands in HTML), with `**` around the
+            words of the question.
+        heading: the headings that the passage stands under.
+        score: 0 to 1, by rank: 1 is first in every arm. Comparable within one search only.
+        found_by: which arm found it.
+        domain: the website.
+        page_id: of the page, in `scraped_pages`.
+    """
+
+    url: str
+    title: str | None
+    snippet: str
+    heading: str
+    score: float
+    found_by: Arm
+    domain: str
+    page_id: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResults:
+    """What was found, best first. Iterate over it.
+
+    Attributes:
+        query: what was asked.
+        results: the pages.
+        mode: `hybrid`, or `text` where there were no vectors to compare.
+        notice: why it was full text alone, or nothing was found; None: nothing to say.
+        model: whose vectors were compared; None in mode `text`.
+    """
+
+    query: str
+    results: tuple[SearchResult, ...] = field(default=())
+    mode: Mode = "text"
+    notice: str | None = None
+    model: str | None = None
+
+    def __iter__(self) -> Iterator[SearchResult]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, number: int) -> SearchResult:
+        return self.results[number]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
+        return {
+            "query": self.query,
+            "mode": self.mode,
+            "notice": self.notice,
+            "model": self.model,
+            "results": [result.as_dict() for result in self.results],
+        }
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> SearchResults:
+        """What `as_dict` gave."""
+        return cls(**{**stored, "results": tuple(SearchResult(**one) for one in stored["results"])})
+
+
+def search(
+    query: str, customer_id: UUID | str, limit: int = DEFAULT_RESULTS, domain: str | None = None
+) -> SearchResults:
+    """Search a customer's pages in the configured stores, with the configured model.
+
+    Args:
+        query: words or a question; "phrases" in quotes, and -words that shall not be there.
+        customer_id: whose pages.
+        limit: at most so many pages, 1 to 100.
+        domain: only this website's (host, with the port where it is not the scheme's own).
+
+    Raises:
+        InvalidSearch: the query is empty, too long or holds NUL, the limit is out of range, or there is no such
+            customer.
+        DatabaseError: the permanent tier cannot be reached.
+    """
+    from resources import stack  # noqa: PLC0415 - the stack is above
+    from resources.content.embeddings import provider_from_settings  # noqa: PLC0415
+    from resources.settings import CacheSettings  # noqa: PLC0415
+
+    configured = Search(
+        stack.database_engine(),
+        provider_from_settings(),
+        stack.cache(),
+        cache_seconds=CacheSettings.from_environment().search_cache_seconds,
+    )
+    return configured.search(query, customer_id, limit, domain)
+
+
+class Search:
+    """Search in given stores.
+
+    Args:
+        engine: of the permanent tier.
+        provider: of the question's vector; None: full text alone.
+        cache: of results; None: each search is a new one.
+        cache_seconds: how long results are kept.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        provider: EmbeddingProvider | None = None,
+        cache: RedisWithFallback | None = None,
+        *,
+        cache_seconds: int = 300,
+    ) -> None:
+        self._engine = engine
+        self._provider = provider
+        self._cache = cache
+        self._cache_seconds = cache_seconds
+
+    def search(
+        self, query: str, customer_id: UUID | str, limit: int = DEFAULT_RESULTS, domain: str | None = None
+    ) -> SearchResults:
+        """See `search`."""
+        query, customer, domain = check_search(query, customer_id, limit, domain)
+        if self._cache is None:
+            return self._search(query, customer, limit, domain)[0]
+        from resources.content.search_cache import cached  # noqa: PLC0415 - brings Redis
+
+        model = self._provider.model if self._provider else ""
+        fresh: list[SearchResults] = []
+
+        def load() -> dict[str, Any] | None:
+            found, keep = self._search(query, customer, limit, domain)
+            fresh.append(found)
+            return found.as_dict() if keep else None
+
+        stored = cached(self._cache, customer, (query, limit, domain, model), load, self._cache_seconds)
+        if fresh:
+            return fresh[0]
+        if stored is None:
+            return self._search(query, customer, limit, domain)[0]
+        return SearchResults.from_dict(stored)
+
+    def _search(self, query: str, customer: UUID, limit: int, domain: str | None) -> tuple[SearchResults, bool]:
+        """What is found, and whether it may be cached: what an endpoint's trouble made poorer may not."""
+        # Before the transaction: a model may take its time, and an endpoint more.
+        vector, notice, keep = self._vector(query, customer)
+        candidates = max(_CANDIDATES, 2 * limit)
+        with tenant_connection(customer, engine=self._engine) as connection:
+            if connection.scalar(text("SELECT 1 FROM customers LIMIT 1")) is None:
+                raise _unknown(customer)
+            near: list[database.NearChunk] = []
+            if vector is not None and self._provider is not None:
+                near = self._near(connection, vector, domain, candidates * _CHUNKS_FOR_EACH_PAGE)
+            words = database.pages_with_words(connection, query, domain=domain, limit=candidates)
+            if not words and not near:
+                # Better a page with some of the words than none.
+                words = database.pages_with_words(connection, query, domain=domain, limit=candidates, any_word=True)
+            ranked = fuse(words, near)[:limit]
+            model = self._provider.model if near and self._provider else None
+            shown = database.shown_pages(
+                connection,
+                query,
+                self._provider.model if self._provider else None,
+                {one.page_id: one.chunk_index for one in ranked},
+            )
+        results = tuple(_result(one, shown[one.page_id]) for one in ranked if one.page_id in shown)
+        return SearchResults(query, results, "hybrid" if near else "text", notice, model), keep
+
+    def _vector(self, query: str, customer: UUID) -> tuple[Sequence[float] | None, str | None, bool]:
+        """The question as a vector; or why there is none, and whether that will be so for a while."""
+        if self._provider is None:
+            return None, "full text alone: no embedding model is configured (OMNIOPS_EMBEDDINGS is none)", True
+        with tenant_connection(customer, engine=self._engine) as connection:
+            if not database.count_vectors(connection, self._provider.model):
+                notice = (
+                    f"full text alone: nothing of this customer's is embedded with {self._provider.model} yet "
+                    "(`omniops embed --missing` does that)"
+                )
+                return None, notice, True
+        try:
+            return self._provider.embed([query])[0].tolist(), None, True
+        except EmbeddingError as error:
+            logger.warning("a search goes on with full text alone: %s", error)
+            return None, f"full text alone: {error}", False
+
+    def _near(
+        self, connection: Connection, vector: Sequence[float], domain: str | None, limit: int
+    ) -> list[database.NearChunk]:
+        assert self._provider is not None  # noqa: S101 - for the type checker
+        model = self._provider.model
+        vectors = database.count_vectors(connection, model)
+        return database.nearest_chunks(connection, model, vector, domain=domain, limit=limit, vectors=vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A page in the fused order.
+
+    Attributes:
+        page_id: of the page.
+        score: 0 to 1.
+        found_by: which arm found it.
+        chunk_index: of its nearest piece; None where the vectors did not find it.
+    """
+
+    page_id: int
+    score: float
+    found_by: Arm
+    chunk_index: int | None
+
+
+def fuse(words: Sequence[int], near: Sequence[database.NearChunk]) -> list[Ranked]:
+    """Pages by the sum of what their ranks in the two arms are worth.
+
+    Args:
+        words: pages with the words, best first.
+        near: pieces, nearest first; a page's first one counts.
+    """
+    chunks: dict[int, int] = {}
+    for chunk in near:
+        chunks.setdefault(chunk.page_id, chunk.chunk_index)
+    arms = [arm for arm in (list(words), list(chunks)) if arm]
+    worth: dict[int, float] = {}
+    for arm in arms:
+        for rank, page_id in enumerate(arm, start=1):
+            worth[page_id] = worth.get(page_id, 0.0) + 1 / (_RANK_CONSTANT + rank)
+    best = max(1, len(arms)) / (_RANK_CONSTANT + 1)
+    found = set(words)
+    order = sorted(worth, key=lambda page_id: (-worth[page_id], page_id))
+    return [
+        Ranked(
+            page_id,
+            round(worth[page_id] / best, 6),
+            ("both" if page_id in chunks else "text") if page_id in found else "vector",
+            chunks.get(page_id),
+        )
+        for page_id in order
+    ]
+
+
+def check_search(query: str, customer_id: UUID | str, limit: int, domain: str | None) -> tuple[str, UUID, str | None]:
+    """The checked query, customer and domain.
+
+    Raises:
+        InvalidSearch: the first thing that is wrong.
+    """
+    if not isinstance(query, str) or "\x00" in query:
+        msg = "the query holds a NUL, or is no text: nothing on a page could match it"
+        raise InvalidSearch(msg)
+    query = re.sub(r"\s+", " ", query.encode("utf-8", "ignore").decode()).strip()
+    if not query:
+        msg = "the query is empty: say what to look for"
+        raise InvalidSearch(msg)
+    if len(query) > MAX_QUERY_CHARACTERS:
+        msg = f"the query has {len(query):,} characters, and {MAX_QUERY_CHARACTERS:,} are the most: shorten it"
+        raise InvalidSearch(msg)
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_RESULTS:
+        msg = f"the limit is {limit!r}, and must be a whole number from 1 to {MAX_RESULTS}"
+        raise InvalidSearch(msg)
+    if domain is not None:
+        domain = domain.strip().lower()
+        if not domain or len(domain) > 255 or "/" in domain or not domain.isprintable():
+            msg = f"the domain is {domain[:40]!r}, and must be a host such as docs.example.com"
+            raise InvalidSearch(msg)
+    try:
+        customer = customer_id if isinstance(customer_id, UUID) else UUID(customer_id)
+    except (ValueError, AttributeError, TypeError) as error:
+        msg = f"customer id {str(customer_id)[:60]!r} is not a uuid"
+        raise InvalidSearch(msg) from error
+    return query, customer, domain
+
+
+def _unknown(customer: UUID) -> InvalidSearch:
+    return InvalidSearch(f"there is no customer {customer}: is the id right?")
+
+
+def _result(ranked: Ranked, shown: dict[str, Any]) -> SearchResult:
+    return SearchResult(
+        url=shown["url"],
+        title=shown["title"],
+        snippet=shown["snippet"].strip(),
+        heading=shown["heading"],
+        score=ranked.score,
+        found_by=ranked.found_by,
+        domain=shown["domain"],
+        page_id=ranked.page_id,
+    )
