@@ -1,7 +1,7 @@
-"""What pages say: main content, metadata, what a site repeats.
+"""What pages say: main content, metadata, what a site repeats; and finding it again by words and by meaning.
 
-What belongs here: everything between a page's HTML and the text that is stored and searched. What does not: fetching
-it, and following its links (`resources.crawler`).
+What belongs here: everything between a page's HTML and the text that is stored, and the search in it. What does not:
+fetching it, and following its links (`resources.crawler`).
 
 Importing this package loads nothing; the names below load their modules when they are first used.
 """
@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resources.content.boilerplate import SiteBoilerplate
     from resources.content.extraction import Extracted, extract, survey
+    from resources.content.hybrid_search import SearchResult, SearchResults, search
 
-__all__ = ["Extracted", "SiteBoilerplate", "extract", "survey"]
+__all__ = ["Extracted", "SearchResult", "SearchResults", "SiteBoilerplate", "extract", "search", "survey"]
 
 _MODULES = {
     "Extracted": "resources.content.extraction",
+    "SearchResult": "resources.content.hybrid_search",
+    "SearchResults": "resources.content.hybrid_search",
     "SiteBoilerplate": "resources.content.boilerplate",
     "extract": "resources.content.extraction",
+    "search": "resources.content.hybrid_search",
     "survey": "resources.content.extraction",
 }
 
