@@ -248,6 +248,9 @@ class Search:
         assert self._provider is not None  # noqa: S101 - for the type checker
         model = self._provider.model
         vectors = database.count_vectors(connection, model)
+        if vectors > database.EXACT_VECTORS:
+            # Each further round of the index costs milliseconds.
+            limit //= _CHUNKS_FOR_EACH_PAGE
         return database.nearest_chunks(connection, model, vector, domain=domain, limit=limit, vectors=vectors)
 
 
