@@ -130,7 +130,9 @@ class OpenAICompatible:
         size = self._settings.batch
         batches = [texts[start : start + size] for start in range(0, len(texts), size)]
         limit = asyncio.Semaphore(self._settings.concurrency)
-        connector = guarded_connector(allow_private=self._settings.allow_private, limit=self._settings.concurrency)
+        connector: aiohttp.TCPConnector = guarded_connector(
+            allow_private=self._settings.allow_private, limit=self._settings.concurrency
+        )
         async with aiohttp.ClientSession(
             connector=connector,
             trust_env=False,
