@@ -1,7 +1,7 @@
 """The database's part of search: pages that contain the words, pieces that are nearest, what is shown of them.
 
 All of it runs as the customer (`tenant_connection`), under row-level security. Full text is two functions with their
-owner's rights (see `0006_search_functions.sql` for why, and why that is no way around the policies).
+owner's rights (see `0007_search_functions.sql` for why, and why that is no way around the policies).
 """
 
 from __future__ import annotations

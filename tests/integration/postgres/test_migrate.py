@@ -312,8 +312,8 @@ def test_without_policies_client_access_reaches_nothing(database: Database) -> N
 
 
 def test_a_revision_that_there_is_not_is_named_with_those_that_there_are(database: Database) -> None:
-    with pytest.raises(UnknownRevision, match="'0007'; there are: base, 0001, 0002"):
-        rollback(database.owner_url, "0007")
+    with pytest.raises(UnknownRevision, match="'0999'; there are: base, 0001, 0002"):
+        rollback(database.owner_url, "0999")
 
 
 def test_going_back_leads_not_forwards(database: Database) -> None:

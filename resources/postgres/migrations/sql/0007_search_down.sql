@@ -1,4 +1,4 @@
--- Back to revision 0005.
+-- Back to revision 0006.
 DROP FUNCTION public.search_pages;
 DROP FUNCTION public.search_query;
 DROP TRIGGER scraped_pages_retitled ON public.scraped_pages;

@@ -1,4 +1,4 @@
--- Functions and triggers. Frozen with revision 0006.
+-- Functions and triggers. Frozen with revision 0007.
 
 -- A page whose text is another one has to be embedded again, whoever wrote it. Not on insert: a new row says so itself.
 CREATE FUNCTION public.website_content_changed() RETURNS trigger

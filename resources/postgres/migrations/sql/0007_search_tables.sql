@@ -1,4 +1,4 @@
--- Vectors of several models in one column, and what each page has been embedded with. Frozen with revision 0006.
+-- Vectors of several models in one column, and what each page has been embedded with. Frozen with revision 0007.
 
 -- --- models ----------------------------------------------------------------------------------------------------
 
