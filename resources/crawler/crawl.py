@@ -28,13 +28,15 @@ from crawlee.storage_clients import MemoryStorageClient
 from resources.crawler.after_commit import CommitFollowers
 from resources.crawler.client import FetchLimits, GuardedHttpClient
 from resources.crawler.collector import calm_collector
+from resources.crawler.link_rules import LinkRules
 from resources.crawler.page import parse
 from resources.crawler.plan import CrawlOutcome, CrawlProgress
 from resources.crawler.politeness import MAX_TRIES, PATIENCE_SECONDS, Politeness, ReadyUrls, backoff
 from resources.crawler.rendering.browser import RenderLimits
 from resources.crawler.rendering.fetcher import RenderingFetcher, pages_at_once
 from resources.crawler.request_manager import FrontierRequestManager, Task
-from resources.crawler.urls import Globs, looks_binary, site_of, url_hash
+from resources.crawler.traps import without_session
+from resources.crawler.urls import site_of, url_hash
 from resources.crawler.writer import BatchWriter
 from resources.postgres.frontier import (
     HEARTBEAT_SECONDS,
@@ -52,18 +54,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from resources.crawler.client import Fetched
-    from resources.crawler.page import Page
     from resources.crawler.plan import CrawlPlan
     from resources.crawler.site_access import SiteAccess
     from resources.redis.rate_limit import AsyncRateLimiter
 
 logger = logging.getLogger(__name__)
 
-# Rows for urls that were found and not followed (depth, globs): enough to explain, bounded where there are millions.
+# Rows for urls that were found and not followed (depth, globs, traps): enough to explain, bounded where there are
+# millions.
 MAX_UNFOLLOWED_ROWS = 10_000
-# Links whose key is remembered, some megabytes at most; and the "key" of one that is not followed, told by identity.
-REMEMBERED_LINKS = 20_000
-NOT_OURS = int("9" * 30)
 # So long a handler goes on with the next url before it gives its slot back to Crawlee.
 SLOT_SECONDS = 5.0
 # How often a worker looks whether another program has paused or cancelled its job, and what other workers have done.
@@ -172,11 +171,9 @@ class Crawl:
         self._limits = replace(limits, connections=max(limits.connections, plan.concurrency))
         self._render_limits = render_limits or RenderLimits()
         self.progress = start_from or CrawlProgress()
-        self._sites = frozenset(site_of(url) for url in plan.urls)
-        self._globs = Globs(plan.include, plan.exclude)
+        self._rules = LinkRules(plan)
         self.politeness = Politeness(plan, self.progress, limiter)
         self._redirects: dict[int, int] = {}
-        self._link_keys: dict[str, int] = {}
         self._seed_outcomes: dict[int, FinishedUrl] = {}
         self._seed_hashes = frozenset(url_hash(url) for url in plan.urls)
         self._stop_reason: str | None = None
@@ -497,7 +494,7 @@ class Crawl:
             return None
         started = time.perf_counter()
         fetched = await (self._renderer or client).fetch(
-            task.url, follow=lambda target: self._may_follow(target, manager), permitted=True
+            task.url, follow=lambda target: self._may_follow(target, task, manager), permitted=True
         )
         self.progress.phases["fetch"] += time.perf_counter() - started
         self.progress.bytes += fetched.http_bytes
@@ -515,8 +512,10 @@ class Crawl:
         self, task: Task, fetched: Fetched, manager: FrontierRequestManager
     ) -> tuple[list[FinishedUrl], list[FoundLink]]:
         """The source of a redirect is skipped; what it led to is kept under its own url."""
-        target = fetched.final_url
+        target = without_session(fetched.final_url)
         target_hash = url_hash(target)
+        if target_hash == task.hash and fetched.error is None:
+            return self._read(task, task.url, fetched, manager)  # it only put a session id into the url
         if fetched.error in ("known", "robots_txt"):
             if self._closes_a_loop(task.hash, target_hash):
                 return [self._failed(task, task.url, f"redirect_loop: through {target}")], []
@@ -553,11 +552,10 @@ class Crawl:
             target = self._redirects[target]
         return target == source
 
-    def _may_follow(self, target: str, manager: FrontierRequestManager) -> str | None:
-        if site_of(target) not in self._sites:
-            return "redirect_off_site"
-        if manager.knows(url_hash(target)):
-            return "known"
+    def _may_follow(self, target: str, task: Task, manager: FrontierRequestManager) -> str | None:
+        reason = self._rules.refuse_redirect(task.hash, target, manager)
+        if reason is not None:
+            return reason
         policy = self.politeness.known_policy(target)
         if policy is not None and not policy.allowed(target):
             return "robots_txt"
@@ -590,7 +588,7 @@ class Crawl:
         self.progress.phases["parse"] += parse_seconds
         repairs = page.malformed_links + page.cleaned
         self.progress.repairs += repairs
-        links = [] if page.nofollow and self._plan.respect_robots else self._links(task, page, manager)
+        links = self._rules.links_of(page, task.depth + 1, manager)
         if page.noindex and self._plan.respect_robots:
             outcome = self._skipped(task, url, "noindex", fetched)
         else:
@@ -620,32 +618,6 @@ class Crawl:
         outcome.processing_time_ms = fetched.elapsed_ms + round(parse_seconds * 1000)
         outcome.repairs = repairs
         return [outcome], links
-
-    def _links(self, task: Task, page: Page, manager: FrontierRequestManager) -> list[FoundLink]:
-        """The links of a page that this worker has not met: on the site, not plainly binary."""
-        if self._plan.job_type == "single_page":
-            return []
-        depth = task.depth + 1
-        too_deep = depth > self._plan.max_depth
-        found = []
-        keys = self._link_keys
-        for url in page.links:
-            # A site's pages have most of their links in common.
-            key = keys.get(url)
-            if key is None:
-                if len(keys) >= REMEMBERED_LINKS:
-                    keys.clear()
-                ours = site_of(url) in self._sites and not looks_binary(url)
-                key = keys[url] = url_hash(url) if ours else NOT_OURS
-            if key is NOT_OURS or not manager.follow(key, beyond_depth=too_deep):
-                continue
-            reason = None
-            if self._globs and not self._globs.wants(url):
-                reason = "excluded"
-            elif too_deep:
-                reason = "max_depth"
-            found.append(FoundLink(key, url, depth, reason))
-        return found
 
     def _failed(self, task: Task, url: str, message: str, fetched: Fetched | None = None) -> FinishedUrl:
         return FinishedUrl(

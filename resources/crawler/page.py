@@ -67,6 +67,8 @@ class Page:
     """Of the html element, as written there: ``en``, ``de-AT``."""
     links: list[str] = field(default_factory=list)
     """Normal urls on any host, in order, each once, at most 10,000."""
+    nofollow_links: list[str] = field(default_factory=list)
+    """The same of those that are not to be followed: `rel=nofollow`, or all of a page that says nofollow."""
     malformed_links: int = 0
     """Links that are no urls. Other schemes (``mailto:``) are not counted."""
     noindex: bool = False
@@ -373,7 +375,7 @@ def parse(
         content_type: Of the answer; ``text/plain`` is text without links.
         charset: From the answer's Content-Type.
         with_text: Extract the visible text. Without it, `Page.content_hash` is over the bytes.
-        respect_nofollow: Leave out links with ``rel=nofollow``, and all links of a page that says nofollow.
+        respect_nofollow: Keep links with ``rel=nofollow``, and all links of a page that says nofollow, apart.
         robots_header: Value of X-Robots-Tag.
 
     Returns:
@@ -418,6 +420,7 @@ def _read_metadata(page: Page, tree: LexborHTMLParser) -> None:
 
 def _read_html(page: Page, text: str, *, with_text: bool, respect_nofollow: bool) -> None:
     links: dict[str, None] = {}
+    nofollow: dict[str, None] = {}
     texts: list[str] = []
     join: Joiner | None = None
     deadline = time.monotonic() + PAGE_SECONDS
@@ -429,44 +432,49 @@ def _read_html(page: Page, text: str, *, with_text: bool, respect_nofollow: bool
         elif time.monotonic() > deadline:
             page.truncated = True
             break
-        _read_links(page, tree, join, links, respect_nofollow=respect_nofollow)
+        _read_links(page, tree, join, links, nofollow, respect_nofollow=respect_nofollow)
         if with_text:
             texts.append(_visible_text(tree))
     page.links = list(links)
+    page.nofollow_links = [url for url in nofollow if url not in links]
     page.text = texts[0] if len(texts) == 1 else "\n".join(filter(None, texts))
 
 
 def _read_links(  # noqa: PLR0912 - five kinds of links
-    page: Page, tree: LexborHTMLParser, join: Joiner, links: dict[str, None], *, respect_nofollow: bool
+    page: Page,
+    tree: LexborHTMLParser,
+    join: Joiner,
+    links: dict[str, None],
+    nofollow: dict[str, None],
+    *,
+    respect_nofollow: bool,
 ) -> None:
     """Read the links, and the canonical url, which is one of them by its form."""
-    follow = not (respect_nofollow and page.nofollow) and len(links) < MAX_LINKS
+    followed = nofollow if respect_nofollow and page.nofollow else links
 
-    def add(target: str) -> None:
-        if len(links) >= MAX_LINKS:
+    def add(target: str, to: dict[str, None]) -> None:
+        if len(to) >= MAX_LINKS:
             return
         try:
-            links[join(target)] = None
+            to[join(target)] = None
         except UnsupportedScheme:
             pass
         except InvalidUrl:
             page.malformed_links += 1
 
-    if follow:
-        for tag in ("a", "area"):
-            for node in tree.tags(tag):
-                attrs = node.attributes
-                href = attrs.get("href")
-                if href is None or (respect_nofollow and "rel" in attrs and _says_nofollow(attrs["rel"])):
-                    continue
-                # Most links of other kinds, and links within the page, without the cost of an exception.
-                if href[:1] == "#" or href[:7] in ("mailto:", "javascr"):
-                    continue
-                add(href)
-        for node in tree.tags("iframe"):
+    for tag in ("a", "area"):
+        for node in tree.tags(tag):
+            attrs = node.attributes
+            href = attrs.get("href")
+            # Most links of other kinds, and links within the page, without the cost of an exception.
+            if href is None or href[:1] == "#" or href[:7] in ("mailto:", "javascr"):
+                continue
+            add(href, nofollow if respect_nofollow and "rel" in attrs and _says_nofollow(attrs["rel"]) else followed)
+    for tag in ("iframe", "frame"):
+        for node in tree.tags(tag)[:MAX_LINKS]:
             src = node.attributes.get("src")
             if src and src != "about:blank":
-                add(src)
+                add(src, followed)
     for node in tree.tags("link")[:MAX_LINKS]:
         attrs = node.attributes
         href = attrs.get("href")
@@ -478,18 +486,17 @@ def _read_links(  # noqa: PLR0912 - five kinds of links
                 page.canonical_url = join(href)
             except InvalidUrl:
                 page.malformed_links += 1
-        elif follow and ("next" in rel or "alternate" in rel) and "stylesheet" not in rel:
+        elif ("next" in rel or "alternate" in rel) and "stylesheet" not in rel:
             kind = (attrs.get("type") or "text/html").partition(";")[0].strip().lower()
             if kind in ("text/html", "application/xhtml+xml"):
-                add(href)
-    if follow:
-        for node in tree.tags("meta")[:_MAX_METAS]:
-            attrs = node.attributes
-            if (attrs.get("http-equiv") or "").lower() == "refresh":
-                match = _REFRESH(attrs.get("content") or "")
-                target = (match[1] or match[2] or match[3] or "").strip() if match else ""
-                if target:
-                    add(target)
+                add(href, followed)
+    for node in tree.tags("meta")[:_MAX_METAS]:
+        attrs = node.attributes
+        if (attrs.get("http-equiv") or "").lower() == "refresh":
+            match = _REFRESH(attrs.get("content") or "")
+            target = (match[1] or match[2] or match[3] or "").strip() if match else ""
+            if target:
+                add(target, followed)
 
 
 def _base(page: Page, tree: LexborHTMLParser) -> Joiner:

@@ -38,7 +38,7 @@ class Page:
 
 
 class Site:
-    """Pages by path; paths without one are 404.
+    """Pages by path; paths without one are 404, unless `fallback` makes them.
 
     Attributes:
         url: of the root, with its slash.
@@ -49,6 +49,7 @@ class Site:
 
     def __init__(self) -> None:
         self.pages: dict[str, Page | Handler] = {}
+        self.fallback: Handler | None = None
         self.requests: Counter[str] = Counter()
         self.moments: list[tuple[float, str]] = []
         self.most_at_once = 0
@@ -80,7 +81,7 @@ class Site:
         try:
             if self.latency:
                 await asyncio.sleep(self.latency)
-            page = self.pages.get(path)
+            page = self.pages.get(path, self.fallback)
             if page is None:
                 return web.Response(status=404, text="not found", content_type="text/html")
             if isinstance(page, Page):
