@@ -100,7 +100,7 @@ class Bench:
         self.pages = pages
         self._environment = {**os.environ, "OMNIOPS_HOME": str(settings.home)}
         # The embedded cluster's superuser, for TRUNCATE and CHECKPOINT.
-        self._admin_url = Layout(settings.home).postgres_url("postgres")
+        self.admin_url = Layout(settings.home).postgres_url("postgres")
         self._redis_url = endpoints.redis_url or ""
 
     def run(self, contender: str, arguments: Sequence[str]) -> tuple[Measured | None, str | None]:
@@ -110,6 +110,14 @@ class Bench:
             What it measured, and what was wrong with it.
         """
         self._empty_stores()
+        measured, fault = self.run_again(contender, arguments)
+        options = arguments[1:]
+        if measured is None:
+            return None, fault
+        return measured, self._fault(measured, text="--text" in options, cache="--no-cache" not in options)
+
+    def run_again(self, contender: str, arguments: Sequence[str]) -> tuple[Measured | None, str | None]:
+        """Run a contender on what is there; what it left behind is not looked at."""
         module, *options = arguments
         command = [sys.executable, "-m", f"bench.contenders.{module}", self.url, *options]
         try:
@@ -128,11 +136,11 @@ class Bench:
             return None, f"{contender} failed: {done.stderr.strip()[-800:] or 'it printed nothing'}"
         measured = Measured.read(lines[-1])
         measured.contender = contender
-        return measured, self._fault(measured, text="--text" in options, cache="--no-cache" not in options)
+        return measured, None
 
     def _empty_stores(self) -> None:
         """Every run inserts into empty tables, and pays for no checkpoint of the one before."""
-        with psycopg.connect(self._admin_url, autocommit=True) as connection:
+        with psycopg.connect(self.admin_url, autocommit=True) as connection:
             connection.execute("TRUNCATE customers CASCADE")
             connection.execute("CHECKPOINT")
         with Redis.from_url(self._redis_url) as redis:
@@ -161,7 +169,7 @@ class Bench:
                 with Redis.from_url(self._redis_url) as redis:
                     batches = redis.lrange(CRAWL_RESULTS.key(measured.job_id), 0, -1)
                     counts["results in Valkey"] = sum(len(CRAWL_RESULTS.decode(batch)) for batch in batches)  # type: ignore[union-attr]
-            with psycopg.connect(self._admin_url) as connection:
+            with psycopg.connect(self.admin_url) as connection:
                 for name, query in queries.items():
                     row = connection.execute(query, {"job": measured.job_id}).fetchone()  # type: ignore[call-overload]
                     counts[name] = int(row[0]) if row else 0
@@ -170,7 +178,7 @@ class Bench:
 
     def facts(self) -> list[str]:
         """What one has to know about the servers to believe the figures."""
-        with psycopg.connect(self._admin_url) as connection:
+        with psycopg.connect(self.admin_url) as connection:
             row = connection.execute(
                 "SELECT current_setting('server_version'), current_setting('fsync'), "
                 "current_setting('synchronous_commit'), current_setting('shared_buffers')"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -146,6 +147,8 @@ _ANSWER = (
     b'HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nETag: "%d"\r\n'
     b"Last-Modified: Mon, 23 Nov 2026 08:00:00 GMT\r\nContent-Length: %d\r\n\r\n"
 )
+_NOT_MODIFIED = b'HTTP/1.1 304 Not Modified\r\nETag: "%d"\r\n\r\n'
+_CONDITION = re.compile(rb'^If-None-Match: "(\d{1,9})"\r?$', re.IGNORECASE | re.MULTILINE).search
 _ROBOTS_BODY = b"User-agent: *\nAllow: /\n"
 _ROBOTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b" % (
     len(_ROBOTS_BODY),
@@ -194,14 +197,16 @@ class Site:
         values.append(page)
         return [(_TEMPLATE % tuple(values)).encode(), self._articles[page % ARTICLES], _FOOT]
 
-    def answer(self, path: bytes) -> bytes:
-        """The whole answer to a GET of a path."""
+    def answer(self, path: bytes, known: int | None = None) -> bytes:
+        """The whole answer to a GET of a path, by one who has the page of this ETag."""
         if path == b"/":
             page = 0
         elif path.startswith(b"/page/") and path[6:].isdigit() and 0 < int(path[6:]) < self.pages:
             page = int(path[6:])
         else:
             return _ROBOTS if path == b"/robots.txt" else _NOT_FOUND
+        if page == known:
+            return _NOT_MODIFIED % page
         pieces = self.body(page)
         return b"".join([_ANSWER % (page, sum(map(len, pieces))), *pieces])
 
@@ -222,7 +227,8 @@ class _Connection(asyncio.Protocol):
         *requests, self._rest = (self._rest + data).split(b"\r\n\r\n")
         for request in requests:
             line = request.split(b"\r\n", 1)[0].split(b" ")
-            answer = self._site.answer(line[1]) if len(line) == 3 else _NOT_FOUND
+            tag = _CONDITION(request)
+            answer = self._site.answer(line[1], int(tag[1]) if tag else None) if len(line) == 3 else _NOT_FOUND
             if self._latency:
                 asyncio.get_running_loop().call_later(self._latency, self._transport.write, answer)
             else:

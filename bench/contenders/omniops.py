@@ -32,9 +32,11 @@ def main() -> None:
     parser.add_argument("--text", action="store_true", help="keep the pages' texts, full-text indexed")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--no-cache", action="store_true", help="copy no results to Valkey")
+    parser.add_argument("--job-type", default="full_crawl")
     options = parser.parse_args()
     plan = CrawlPlan(
         urls=(options.url,),
+        job_type=options.job_type,
         max_pages=1_000_000,
         concurrency=options.concurrency,
         allow_private=True,
@@ -64,7 +66,7 @@ def main() -> None:
     )
     measure.start()
     outcome = _run_interruptibly(crawl, "cancelled", lambda: None)
-    measured = measure.stop(outcome.progress.successful)
+    measured = measure.stop(outcome.progress.successful + outcome.progress.skipped)
     order.manager.update_job_status(order.job_id, "completed", finish_reason=outcome.finish_reason)
     measured.job_id = order.job_id
     measured.details = {

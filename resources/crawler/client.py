@@ -77,6 +77,9 @@ ROBOTS_TOKEN: Final = "OmniOpsBot"  # noqa: S105 - the name in robots.txt, no se
 _ACCEPT: Final = "text/html,application/xhtml+xml,text/plain;q=0.9,*/*;q=0.1"
 _ACCEPT_ENCODING: Final = "gzip, deflate, br" if brotli is not None else "gzip, deflate"
 _PAGE_TYPES: Final = frozenset({"text/html", "application/xhtml+xml", "text/plain"})
+# What a redirect does not take along: conditions, which are about the page asked for; and secrets, to elsewhere.
+_CONDITIONS: Final = frozenset({"if-none-match", "if-modified-since"})
+_SECRETS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _RETRYABLE_STATUS: Final = frozenset({408, 425, 429})
 _DRAIN_BYTES: Final = 64 * 1024
@@ -377,6 +380,10 @@ _HTML_START: Final = re.compile(
 _SNIFF_BYTES: Final = 512
 
 
+def _without(headers: Mapping[str, str], names: frozenset[str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in names}
+
+
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Read Retry-After: seconds or a date; nonsense and the past are None, and 60 s is the most."""
     value = headers.get(hdrs.RETRY_AFTER)
@@ -635,10 +642,9 @@ class GuardedHttpClient(HttpClient):
             await self._finish(response)
             if status == 303 or (method == "POST" and status in (301, 302)):
                 method, payload = "GET", None
-            if headers and not target.startswith(str(response.url.origin()) + "/"):
-                # What was meant for one server is not told to another.
-                secret = ("authorization", "cookie", "proxy-authorization")
-                headers = {name: value for name, value in headers.items() if name.lower() not in secret}
+            if headers:
+                same_origin = target.startswith(str(response.url.origin()) + "/")
+                headers = _without(headers, _CONDITIONS if same_origin else _CONDITIONS | _SECRETS)
             url = target
 
     async def _answer(

@@ -28,15 +28,16 @@ from crawlee.storage_clients import MemoryStorageClient
 from resources.crawler.after_commit import CommitFollowers
 from resources.crawler.client import FetchLimits, GuardedHttpClient
 from resources.crawler.collector import calm_collector
+from resources.crawler.conditional import conditions, is_unchanged_by_sitemap
 from resources.crawler.link_rules import LinkRules
-from resources.crawler.page import parse
+from resources.crawler.outcomes import PageOutcomes, message_of
 from resources.crawler.plan import CrawlOutcome, CrawlProgress
 from resources.crawler.politeness import MAX_TRIES, PATIENCE_SECONDS, Politeness, ReadyUrls, backoff
 from resources.crawler.rendering.browser import RenderLimits
 from resources.crawler.rendering.fetcher import RenderingFetcher, pages_at_once
 from resources.crawler.request_manager import FrontierRequestManager, Task
 from resources.crawler.traps import without_session
-from resources.crawler.urls import site_of, url_hash
+from resources.crawler.urls import url_hash
 from resources.crawler.writer import BatchWriter
 from resources.postgres.frontier import (
     HEARTBEAT_SECONDS,
@@ -47,7 +48,6 @@ from resources.postgres.frontier import (
     FoundLink,
     FrontierUrl,
     JobLook,
-    PageContent,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from resources.crawler.client import Fetched
     from resources.crawler.plan import CrawlPlan
     from resources.crawler.site_access import SiteAccess
+    from resources.postgres.known_pages import KnownPage, KnownPages
     from resources.redis.rate_limit import AsyncRateLimiter
 
 logger = logging.getLogger(__name__)
@@ -69,10 +70,6 @@ SLOT_SECONDS = 5.0
 LOOK_SECONDS = 2.0
 # After a stop, requests under way have so long to be cut off before the crawl ends without them.
 STOP_SECONDS = 5.0
-
-# None: no type was given and the body is empty (the client gives HTML its type by its first bytes).
-_PAGE_TYPES = ("text/html", "application/xhtml+xml", "text/plain", None)
-
 
 # Redirects that lead nowhere: the source is failed, with this reason.
 _BAD_REDIRECTS = ("redirect_invalid", "redirect_loop", "redirect_off_site", "too_many_redirects")
@@ -172,6 +169,9 @@ class Crawl:
         self._render_limits = render_limits or RenderLimits()
         self.progress = start_from or CrawlProgress()
         self._rules = LinkRules(plan)
+        self._outcomes = PageOutcomes(plan, self._rules, self.progress)
+        self._known_pages: KnownPages | None = None
+        self._known_seeded = False
         self.politeness = Politeness(plan, self.progress, limiter)
         self._redirects: dict[int, int] = {}
         self._seed_outcomes: dict[int, FinishedUrl] = {}
@@ -252,10 +252,11 @@ class Crawl:
         seeds = [FrontierUrl(url_hash(url), url, 0) for url in self._plan.urls]
         await loop.run_in_executor(executor, self._frontier.seed, seeds)
         self._heed(await loop.run_in_executor(executor, self._frontier.look))
+        await loop.run_in_executor(executor, self._begin_with_known_pages)
         worker = await loop.run_in_executor(executor, lambda: self._frontier.register_worker(run_id=self._run_id))
         ready = ReadyUrls(self.politeness, self.progress.phases)
         manager = FrontierRequestManager(
-            self._frontier, worker, self._plan.max_pages, ready, executor, company=self._plan.shards
+            self._frontier, worker, self._plan.max_pages, ready, executor, self._look_up, company=self._plan.shards
         )
         writer = BatchWriter(
             lambda batch: self._commit(worker, batch, manager.own_links),
@@ -294,6 +295,26 @@ class Crawl:
             await client.cleanup()
             self._update_progress(manager, writer)
             await self._release(worker, executor)
+
+    def _begin_with_known_pages(self) -> None:
+        """Where pages of the site are known: have them looked up; an incremental crawl visits them all.
+
+        Those that are due come first, and no more than may be fetched: what is behind `max_pages` waits for its turn.
+        Done again by whoever resumes the job, it enters nothing twice.
+        """
+        known = self._frontier.known_pages
+        sites = sorted(self._rules.sites)
+        self._known_pages = known if known.any_on(sites) else None
+        if self._known_pages is None or self._plan.job_type != "incremental" or self._known_seeded:
+            return
+        for part in known.due_first(sites, self._plan.max_pages):
+            wanted = [url for url in part if self._rules.wants(url)]
+            self._frontier.seed([FrontierUrl(url_hash(url), url, 0, "known") for url in wanted])
+        self._known_seeded = True
+
+    def _look_up(self, urls: Sequence[str]) -> dict[str, KnownPage]:
+        """In the frontier's thread: what is known of urls that this worker has taken."""
+        return self._known_pages.lookup(urls) if self._known_pages is not None and urls else {}
 
     async def _release(self, worker: int, executor: ThreadPoolExecutor) -> None:
         try:
@@ -348,7 +369,11 @@ class Crawl:
         """In the frontier's thread."""
         started = time.perf_counter()
         try:
-            return self._frontier.commit(worker, batch, own_links=own_links)
+            done = self._frontier.commit(
+                worker, batch, own_links=own_links, mark_linked=self._plan.job_type == "incremental"
+            )
+            owned = [link.url for link in batch.links if link.hash in done.owned]
+            return replace(done, known=self._look_up(owned))
         finally:
             self.progress.phases["write"] += time.perf_counter() - started
 
@@ -456,7 +481,7 @@ class Crawl:
                 finished, links = await self._visit(task, manager, client)
             except Exception as error:
                 logger.exception("page %s could not be handled", task.url)
-                finished = [self._failed(task, task.url, f"internal: {type(error).__name__}: {error}"[:500])]
+                finished = [self._outcomes.failed(task, task.url, f"internal: {type(error).__name__}: {error}"[:500])]
                 links = []
             if finished:
                 self.progress.fetched += len(finished)
@@ -476,14 +501,19 @@ class Crawl:
             return [], []
         if not policy.allowed(task.url):
             self.politeness.not_asked(task.url)
-            skipped = self._skipped(task, task.url, "robots_txt")
+            skipped = self._outcomes.skipped(task, task.url, "robots_txt")
             skipped.error_message = policy.reason
             return [skipped], []
+        if self._plan.job_type == "incremental" and is_unchanged_by_sitemap(
+            task.lastmod, task.known, keep_text=self._plan.keep_text
+        ):
+            self.politeness.not_asked(task.url)
+            return self._outcomes.unchanged_by_sitemap(task, manager)
         fetched = await self._fetch(task, manager, client)
         if fetched is None:
             return [], []
         if not fetched.redirects:
-            return self._read(task, task.url, fetched, manager)
+            return self._outcomes.read(task, task.url, fetched, manager)
         return self._after_redirect(task, fetched, manager)
 
     async def _fetch(self, task: Task, manager: FrontierRequestManager, client: GuardedHttpClient) -> Fetched | None:
@@ -493,15 +523,26 @@ class Crawl:
             manager.put_back(task)
             return None
         started = time.perf_counter()
+        asking = {}
+        if self._plan.job_type == "incremental" and not task.unconditional:
+            asking = conditions(task.known, keep_text=self._plan.keep_text)
         fetched = await (self._renderer or client).fetch(
-            task.url, follow=lambda target: self._may_follow(target, task, manager), permitted=True
+            task.url,
+            follow=lambda target: self._may_follow(target, task, manager),
+            headers=asking or None,
+            permitted=True,
         )
+        task.asked = bool(asking) and not fetched.hops
         self.progress.phases["fetch"] += time.perf_counter() - started
         self.progress.bytes += fetched.http_bytes
         self._mind_bytes()
         if manager.stopping and (fetched.error is not None or fetched.retryable):
             return None  # cut off by the stop: it stays in the frontier, to be fetched when the job resumes
         await self.politeness.answered(fetched)
+        if fetched.status == 304 and not task.asked and not task.unconditional:
+            task.unconditional = True  # nobody asked: once more, without conditions
+            manager.retry(task, 0.0)
+            return None
         if fetched.retryable and task.tries < MAX_TRIES:
             self.progress.retries += 1
             manager.retry(task, backoff(task.tries, fetched.retry_after))
@@ -515,26 +556,30 @@ class Crawl:
         target = without_session(fetched.final_url)
         target_hash = url_hash(target)
         if target_hash == task.hash and fetched.error is None:
-            return self._read(task, task.url, fetched, manager)  # it only put a session id into the url
+            return self._outcomes.read(task, task.url, fetched, manager)  # it only put a session id into the url
         if fetched.error in ("known", "robots_txt"):
             if self._closes_a_loop(task.hash, target_hash):
-                return [self._failed(task, task.url, f"redirect_loop: through {target}")], []
+                return [self._outcomes.failed(task, task.url, f"redirect_loop: through {target}")], []
             self._redirects[task.hash] = target_hash
             reason = "redirect" if fetched.error == "known" else "robots_txt"
-            source = self._skipped(task, task.url, reason, fetched)
+            source = self._outcomes.skipped(task, task.url, reason, fetched)
             source.redirected_to = target
-            return [source], []
+            # Known from before, and led to now.
+            leads = fetched.error == "known" and manager.follow(target_hash, beyond_depth=False)
+            return [source], [FoundLink(target_hash, target, task.depth)] if leads else []
         if fetched.error in _BAD_REDIRECTS:
-            failed = self._failed(task, task.url, _message(fetched), fetched)
+            failed = self._outcomes.failed(task, task.url, message_of(fetched), fetched)
             failed.redirected_to = target
             return [failed], []
         self._redirects[task.hash] = target_hash
-        source = self._skipped(task, task.url, "redirect", fetched)
+        source = self._outcomes.skipped(task, task.url, "redirect", fetched)
         source.redirected_to = target
         source.http_status = None
         if manager.adopt(target_hash):
             source.bytes = None  # they are the page's
-            finished, links = self._read(Task(target_hash, target, task.depth, task.tries), target, fetched, manager)
+            finished, links = self._outcomes.read(
+                Task(target_hash, target, task.depth, task.tries), target, fetched, manager
+            )
             for outcome in finished:
                 outcome.adopted = True
             return [source, *finished], links
@@ -561,90 +606,6 @@ class Crawl:
             return "robots_txt"
         return None
 
-    def _read(
-        self, task: Task, url: str, fetched: Fetched, manager: FrontierRequestManager
-    ) -> tuple[list[FinishedUrl], list[FoundLink]]:
-        """Turn an answer into its outcome and links."""
-        if fetched.error is not None:
-            return [self._failed(task, url, _message(fetched), fetched)], []
-        status = fetched.status or 0
-        if not 200 <= status < 300:
-            return [self._failed(task, url, f"HTTP {status}", fetched)], []
-        if fetched.content_type not in _PAGE_TYPES or (fetched.content_type is None and fetched.http_bytes):
-            skipped = self._skipped(task, url, "content_type", fetched)
-            skipped.error_message = f"content type {fetched.content_type or 'not given, and the body is no HTML'}"
-            return [skipped], []
-        started = time.perf_counter()
-        page = parse(
-            fetched.body,
-            url,
-            fetched.content_type,
-            fetched.charset,
-            with_text=self._plan.keep_text,
-            respect_nofollow=self._plan.respect_robots,
-            robots_header=fetched.headers.get("X-Robots-Tag") if self._plan.respect_robots else None,
-        )
-        parse_seconds = time.perf_counter() - started
-        self.progress.phases["parse"] += parse_seconds
-        repairs = page.malformed_links + page.cleaned
-        self.progress.repairs += repairs
-        links = self._rules.links_of(page, task.depth + 1, manager)
-        if page.noindex and self._plan.respect_robots:
-            outcome = self._skipped(task, url, "noindex", fetched)
-        else:
-            outcome = FinishedUrl(
-                task.hash,
-                url,
-                task.depth,
-                "success",
-                http_status=status,
-                content_hash=page.content_hash,
-                tries=task.tries,
-                bytes=fetched.http_bytes,
-                content=PageContent(
-                    domain=site_of(url),
-                    title=page.title,
-                    description=page.description,
-                    canonical_url=page.canonical_url,
-                    lang=page.lang,
-                    http_status=status,
-                    etag=fetched.headers.get("ETag"),
-                    last_modified=fetched.headers.get("Last-Modified"),
-                    content_hash=page.content_hash,
-                    text=page.text if self._plan.keep_text else None,
-                    word_count=page.text.count(" ") + page.text.count("\n") + 1 if page.text else 0,
-                ),
-            )
-        outcome.processing_time_ms = fetched.elapsed_ms + round(parse_seconds * 1000)
-        outcome.repairs = repairs
-        return [outcome], links
-
-    def _failed(self, task: Task, url: str, message: str, fetched: Fetched | None = None) -> FinishedUrl:
-        return FinishedUrl(
-            task.hash,
-            url,
-            task.depth,
-            "failed",
-            error_message=message,
-            tries=task.tries,
-            http_status=fetched.status if fetched else None,
-            processing_time_ms=fetched.elapsed_ms if fetched else None,
-            bytes=fetched.http_bytes if fetched else None,
-        )
-
-    def _skipped(self, task: Task, url: str, reason: str, fetched: Fetched | None = None) -> FinishedUrl:
-        return FinishedUrl(
-            task.hash,
-            url,
-            task.depth,
-            "skipped",
-            skip_reason=reason,
-            tries=task.tries,
-            http_status=fetched.status if fetched else None,
-            processing_time_ms=fetched.elapsed_ms if fetched else None,
-            bytes=fetched.http_bytes if fetched else None,
-        )
-
     # --- the end --------------------------------------------------------------------------------------------
 
     async def _outcome(self, executor: ThreadPoolExecutor) -> CrawlOutcome:
@@ -657,7 +618,7 @@ class Crawl:
         if await loop.run_in_executor(executor, self._frontier.has_waiting_urls):
             return CrawlOutcome("max_pages", complete=True, detail=None, progress=self.progress)
         seeds = list(self._seed_outcomes.values())
-        if seeds and self.progress.successful == 0:
+        if seeds and self.progress.successful == 0 and not self._outcomes.unmodified:
             if all(seed.skip_reason == "robots_txt" for seed in seeds):
                 reason = next((seed.error_message for seed in seeds if seed.error_message), None)
                 detail = f"robots.txt allows none of the start urls{f' ({reason})' if reason else ''}"
@@ -667,7 +628,3 @@ class Crawl:
                 return CrawlOutcome("site_unreachable", complete=True, detail=detail, progress=self.progress)
         await loop.run_in_executor(executor, self._frontier.record_unfollowed, MAX_UNFOLLOWED_ROWS)
         return CrawlOutcome("exhausted", complete=True, detail=None, progress=self.progress)
-
-
-def _message(fetched: Fetched) -> str:
-    return f"{fetched.error}: {fetched.error_detail}" if fetched.error_detail else str(fetched.error)

@@ -81,11 +81,29 @@ class LinkRules:
         """
         if not self._follows:
             return []
+        found = self.follow(self._all_links(page), depth, memory)
+        led_on = any(link.skip_reason is None and self._traps.leads_on(page.url, link.url) for link in found)
+        for url in page.nofollow_links:
+            self._leave_unfollowed(url, memory)
+        if page.malformed_links:
+            self._counts["malformed"] += page.malformed_links
+        self._traps.read(page.url, page.content_hash, led_on=led_on)
+        return found
+
+    def follow(self, urls: Iterable[str], depth: int, memory: LinkMemory) -> list[FoundLink]:
+        """Give those of some urls that this worker has not met: to follow, or kept with the reason why not.
+
+        Args:
+            urls: found on a page, now or when it was read last.
+            depth: of these links.
+            memory: what this worker has met.
+        """
+        if not self._follows:
+            return []
         too_deep = depth > self._plan.max_depth
         found: list[FoundLink] = []
-        led_on = False
         keys = self._keys
-        for url in self._all_links(page):
+        for url in urls:
             key = keys.get(url)
             if key is None:
                 key = self._key(url)
@@ -94,13 +112,20 @@ class LinkRules:
             link = self._judge(key, without_session(url), depth, too_deep=too_deep)
             if link is not None:
                 found.append(link)
-                led_on = led_on or (link.skip_reason is None and self._traps.leads_on(page.url, link.url))
-        for url in page.nofollow_links:
-            self._leave_unfollowed(url, memory)
-        if page.malformed_links:
-            self._counts["malformed"] += page.malformed_links
-        self._traps.read(page.url, page.content_hash, led_on=led_on)
         return found
+
+    def ours(self, page: Page) -> list[str]:
+        """Give the links of a page that lead to pages of the site: what is remembered of it for the next crawl."""
+        if page.nofollow and self._plan.respect_robots:
+            return []
+        keys = self._keys
+        return [
+            url for url in self._all_links(page) if (keys[url] if url in keys else self._key(url)) is not _NOT_OURS
+        ]
+
+    def wants(self, url: str) -> bool:
+        """Say whether the job's globs let a url in."""
+        return not self._globs or self._globs.wants(url)
 
     def _all_links(self, page: Page) -> list[str]:
         """The links and the canonical url, which the page may name without linking to it."""

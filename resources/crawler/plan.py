@@ -25,7 +25,7 @@ class CrawlPlan:
 
     Attributes:
         urls: the seeds.
-        job_type: `full_crawl` or `single_page`.
+        job_type: `full_crawl`, `incremental` or `single_page`.
         max_pages: at most so many urls are fetched (failures and skips among them), not one more.
         max_bytes: of the whole job, on the wire; what is under way when it is reached is cut off, and what has just
             arrived may lie beyond it.

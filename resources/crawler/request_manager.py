@@ -23,13 +23,16 @@ from crawlee.request_loaders import RequestManager
 from resources.crawler.writer import MAX_UNSAVED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
+    from datetime import datetime
 
     from crawlee.storage_clients.models import ProcessedRequest
 
     from resources.crawler.politeness import ReadyUrls
     from resources.crawler.writer import BatchWriter
     from resources.postgres.frontier import Batch, Committed, CrawlFrontier, FrontierUrl
+    from resources.postgres.known_pages import KnownPage
 
 # How many urls one claim leases, and below how many in memory the next claim is made.
 CLAIM_URLS = 500
@@ -50,13 +53,25 @@ _WAIT_SECONDS = 0.25
 
 @dataclass(slots=True)
 class Task:
-    """A url that this worker holds, with the tries made so far; `counted` once it has taken a page of the budget."""
+    """A url that this worker holds, with the tries made so far.
+
+    Attributes:
+        counted: it has taken a page of the budget.
+        known: its page, as it was read before.
+        lastmod: its sitemap's date.
+        unconditional: it has to be fetched whole.
+        asked: the last answer is one to the question whether it has changed.
+    """
 
     hash: int
     url: str
     depth: int
     tries: int = 0
     counted: bool = False
+    known: KnownPage | None = None
+    lastmod: datetime | None = None
+    unconditional: bool = False
+    asked: bool = False
 
 
 class FrontierRequestManager(RequestManager):
@@ -68,6 +83,7 @@ class FrontierRequestManager(RequestManager):
         max_pages: of the job; this worker reserves its part of it.
         ready: holds the urls that can be fetched.
         executor: where the frontier is called.
+        look_up: what is known of urls, called in `executor`.
         company: workers that are to share the job; from the first page on each leaves the others something then.
     """
 
@@ -78,8 +94,11 @@ class FrontierRequestManager(RequestManager):
         max_pages: int,
         ready: ReadyUrls,
         executor: Executor,
+        look_up: Callable[[Sequence[str]], Mapping[str, KnownPage]],
         company: int = 1,
     ) -> None:
+        self._look_up = look_up
+        self._unlinked: set[int] = set()
         self._frontier = frontier
         self._company = company
         self._worker = worker
@@ -138,6 +157,9 @@ class FrontierRequestManager(RequestManager):
 
     def follow(self, url_hash: int, *, beyond_depth: bool) -> bool:
         """Remember a link; True if it was not known to this worker, so that Postgres should hear of it."""
+        if self._unlinked and url_hash in self._unlinked:
+            self._unlinked.remove(url_hash)  # known before and taken, and the first link to it is here
+            return True
         if url_hash in self._followed:
             return False
         if beyond_depth:
@@ -188,7 +210,7 @@ class FrontierRequestManager(RequestManager):
         await self._mind_others(done.shared)
         for link in batch.links:
             if link.hash in done.owned:
-                self._ready.append(Task(link.hash, link.url, link.depth))
+                self._ready.append(Task(link.hash, link.url, link.depth, known=done.known.get(link.url)))
             elif link.skip_reason is None:
                 # Entered without an owner, or known before: Postgres may have something to claim.
                 self._waiting_in_postgres = True
@@ -351,9 +373,12 @@ class FrontierRequestManager(RequestManager):
         claimed: list[FrontierUrl] = await loop.run_in_executor(
             self._executor, self._frontier.claim, self._worker, claim
         )
+        known = await loop.run_in_executor(self._executor, self._look_up, [url.url for url in claimed])
         for url in claimed:
             self._followed.add(url.hash)
-            self._ready.append(Task(url.hash, url.url, url.depth))
+            if url.found_by == "known":
+                self._unlinked.add(url.hash)
+            self._ready.append(_task(url, known.get(url.url)))
         self._waiting_in_postgres = len(claimed) == claim
         self._next_poll = time.monotonic() + _WAIT_SECONDS
 
@@ -387,3 +412,11 @@ class FrontierRequestManager(RequestManager):
         if self._delayed or self._in_flight or self._ready.counted or not self._nothing_unsaved():
             return False
         return not self._ready or self._pages_left <= 0
+
+
+def _task(url: FrontierUrl, known: KnownPage | None) -> Task:
+    """A claimed url. What an incremental crawl began with stands in front of all links, and is as deep as it was."""
+    depth = url.depth
+    if depth == 0 and url.found_by in ("known", "link"):
+        depth = 1 if known is None or known.depth is None else known.depth
+    return Task(url.hash, url.url, depth, known=known, lastmod=url.lastmod)

@@ -22,12 +22,16 @@ import psutil
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from resources.postgres.known_pages import KnownPages
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine, Row, TextClause
+
+    from resources.postgres.known_pages import KnownPage
 
 # A worker whose lease ran out is replaced. Half a minute is long against a commit (tens of milliseconds) and a
 # heartbeat (ten seconds), and keeps a takeover within a minute.
@@ -151,11 +155,13 @@ class Committed:
         owned: hashes of the new links that are now this worker's.
         acknowledged: hashes of the urls whose results were written.
         shared: whether other workers are at the job.
+        known: of the new links, by url, what earlier crawls know; for the caller to fill in.
     """
 
     owned: frozenset[int]
     acknowledged: frozenset[int]
     shared: bool
+    known: Mapping[str, KnownPage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +269,11 @@ class CrawlFrontier:
         self._engine = engine
         self.job_id = job_id
         self._customer_id = str(customer_id)
+
+    @property
+    def known_pages(self) -> KnownPages:
+        """What earlier crawls know of this customer's pages."""
+        return KnownPages(self._engine, self._customer_id)
 
     # --- workers --------------------------------------------------------------------------------------------
 
