@@ -30,11 +30,14 @@ class Order:
 
 
 def new_job(plan: CrawlPlan) -> Order:
-    """Record a job of a customer whom nobody knew, so that every row is a new one."""
+    """Record a job of a customer whom nobody knew, so that every row is new; an incremental one is of the last."""
     manager = stack.get_persistent_job_manager()
     job_id = f"bench-{uuid.uuid4().hex[:12]}"
     with stack.database_engine().begin() as connection:
-        customer_id = ensure_customer(connection, job_id)
+        slug = job_id
+        if plan.job_type == "incremental":
+            slug = connection.scalar(text("SELECT slug FROM customers ORDER BY created_at DESC LIMIT 1")) or job_id
+        customer_id = ensure_customer(connection, slug)
     manager.create_job(
         job_id,
         None,
