@@ -15,10 +15,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
-import numpy as np
-
 # Knuth's multiplicative constant for 64 bits: 2**64 divided by the golden ratio, made odd.
-_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
+_FACTOR: Final = 0x9E3779B97F4A7C15
 # What follows tells the same: simhash of the first 50,000 words.
 _MAX_WORDS: Final = 50_000
 NEAR_DUPLICATE_BITS: Final = 6
@@ -107,12 +105,14 @@ def simhash(text: str) -> int:
 
     Source: M. Charikar, Similarity estimation techniques from rounding algorithms, STOC 2002.
     """
+    import numpy as np  # noqa: PLC0415 - it takes a command longer to load than all the rest of this
+
     words = _WORDS(text.lower())[:_MAX_WORDS]
     if not words:
         return 0
     hashes = np.fromiter(map(_word_hash, words), dtype=np.uint64, count=len(words))
     # An odd factor, so that "a b" and "b a" are two pairs.
-    pairs = np.unique(hashes[:-1] * _FACTOR ^ hashes[1:]) if len(words) > 1 else hashes
+    pairs = np.unique(hashes[:-1] * np.uint64(_FACTOR) ^ hashes[1:]) if len(words) > 1 else hashes
     bits = np.unpackbits(pairs.view(np.uint8).reshape(-1, 8), axis=1)
     majority = bits.sum(axis=0, dtype=np.uint32) * 2 > len(pairs)
     return int.from_bytes(np.packbits(majority).tobytes(), "big", signed=True)
