@@ -55,6 +55,8 @@ def list_jobs(customer: str | None, status: str | None, limit: int, as_json: boo
 def show_job(job_id: str, as_json: bool) -> None:
     """One job: its record, its counters, and how its urls ended."""
     from omniops_pipelines.cli import output
+    from resources import stack
+    from resources.postgres.discovery import read_discovery
     from resources.postgres.jobs import UnknownJob
 
     manager = _manager()
@@ -63,13 +65,19 @@ def show_job(job_id: str, as_json: bool) -> None:
         raise UnknownJob(job_id)
     stats = manager.get_job_stats(job_id)
     reasons = manager.count_by_reason(job_id)
+    met = read_discovery(stack.database_engine(), job_id)
     if as_json:
-        output.print_json({**job, "stats": stats.as_dict(), "reasons": reasons})
+        output.print_json({**job, "stats": stats.as_dict(), "reasons": reasons, **met})
         return
     output.print_facts({name: value for name, value in job.items() if name not in ("config", "metadata")})
     output.print_facts(stats.as_dict(), title="\nCounters")
     output.print_facts(job["config"], title="\nConfiguration")
     output.print_table(("status", "reason", "pages"), reasons, title="\nHow its urls ended")
+    if met["not_followed"]:
+        rows = [{"reason": reason, "urls": urls} for reason, urls in met["not_followed"].items()]
+        output.print_table(("reason", "urls"), rows, title="\nMet and not fetched")
+    if met["sitemaps"]:
+        output.print_facts(met["sitemaps"], title="\nSitemaps")
 
 
 @jobs.command("results")

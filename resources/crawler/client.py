@@ -775,6 +775,52 @@ class GuardedHttpClient(HttpClient):
             self._mask(fetched, self._access)
         return fetched
 
+    @asynccontextmanager
+    async def fetch_stream(
+        self,
+        url: str,
+        *,
+        follow: Callable[[str], str | None] | None = None,
+        max_bytes: int | None = None,
+    ) -> AsyncIterator[tuple[Fetched, AsyncIterator[bytes]]]:
+        """Fetch a url of any content type, and read its body as it arrives (sitemaps).
+
+        Args:
+            url: Where; normalised here.
+            follow: As in `fetch`.
+            max_bytes: Of the body, decompressed, instead of the limit for bodies.
+
+        Yields:
+            What came of it, without a body, and the body's pieces: those raise `FetchFailed`. There are none where
+            there is an `error`. The time of a page is for the answer's head; how long the body may take is the
+            caller's to say.
+        """
+        fetched = Fetched(url, url)
+        clock = _Clock()
+        response: aiohttp.ClientResponse | None = None
+        try:
+            fetched.url = fetched.final_url = url = normalise(url)
+            async with asyncio.timeout(self.limits.page_seconds) as clock.deadline:
+                response, fetched.final_url = await self._open(url, fetched.hops, follow=follow, clock=clock)
+            self._describe(fetched, response)
+        except Exception as error:  # noqa: BLE001 - whatever a server provokes is a result, never a crash
+            if isinstance(error, _Stopped):
+                fetched.final_url, response = error.url, error.response
+            failed = _classify(error)
+            fetched.error, fetched.error_detail, fetched.retryable = failed.code, failed.detail, failed.retryable
+        if self._access is not None:
+            self._mask(fetched, self._access)
+        try:
+            if response is None or fetched.error is not None:
+                yield fetched, _nothing()
+            else:
+                limit = self.limits.max_body_bytes if max_bytes is None else max_bytes
+                yield fetched, _Answer(response, limit, streamed=True).read_stream()
+        finally:
+            if response is not None:
+                fetched.http_bytes = response.content.total_bytes
+                response.close()
+
     @staticmethod
     def _mask(fetched: Fetched, access: SiteAccess) -> None:
         """A server that repeats our keys puts them into no result and no text."""
@@ -948,6 +994,13 @@ class GuardedHttpClient(HttpClient):
     def _seconds(self, timeout: timedelta | None) -> float:
         limit = self.limits.page_seconds
         return limit if timeout is None else min(limit, timeout.total_seconds())
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    """A body that is not there."""
+    pieces: tuple[bytes, ...] = ()
+    for piece in pieces:
+        yield piece
 
 
 class _Answer:

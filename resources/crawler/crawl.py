@@ -29,6 +29,7 @@ from resources.crawler.after_commit import CommitFollowers
 from resources.crawler.client import FetchLimits, GuardedHttpClient
 from resources.crawler.collector import calm_collector
 from resources.crawler.conditional import conditions, is_unchanged_by_sitemap
+from resources.crawler.discovery import READING_JOBS, SitemapDiscovery
 from resources.crawler.link_rules import LinkRules
 from resources.crawler.outcomes import PageOutcomes, message_of
 from resources.crawler.plan import CrawlOutcome, CrawlProgress
@@ -184,6 +185,7 @@ class Crawl:
         self._renderer: RenderingFetcher | None = None
         self._aborting: asyncio.Task[None] | None = None
         self._followers: CommitFollowers | None = None
+        self._sitemaps: SitemapDiscovery | None = None
         self._bytes_elsewhere = 0
         self._acknowledged_bytes = 0
         self._started = 0.0
@@ -249,7 +251,9 @@ class Crawl:
         """Be a worker of the job until there is nothing more to do."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(executor, self._frontier.take_over_dead_workers)
-        seeds = [FrontierUrl(url_hash(url), url, 0) for url in self._plan.urls]
+        # With the job type `sitemap`, a start url only says whose sitemaps are read, or is one.
+        start = () if self._plan.job_type == "sitemap" else self._plan.urls
+        seeds = [FrontierUrl(url_hash(url), url, 0) for url in start]
         await loop.run_in_executor(executor, self._frontier.seed, seeds)
         self._heed(await loop.run_in_executor(executor, self._frontier.look))
         await loop.run_in_executor(executor, self._begin_with_known_pages)
@@ -279,6 +283,7 @@ class Crawl:
         self._crawler = crawler
         writer.start()
         watch = asyncio.create_task(self._watch(worker, manager, executor), name="crawl watch")
+        sitemaps = self._read_sitemaps(worker, manager, client, executor)
         try:
             if self._renderer is not None and self._plan.render == "browser" and self._stop_reason is None:
                 await self._renderer.start()
@@ -289,7 +294,9 @@ class Crawl:
                 raise manager.error
         finally:
             watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            sitemaps.cancel()
+            await asyncio.gather(watch, sitemaps, return_exceptions=True)
+            await self._store_counts(executor)
             if self._renderer is not None:
                 await self._renderer.cleanup()
             await client.cleanup()
@@ -315,6 +322,40 @@ class Crawl:
     def _look_up(self, urls: Sequence[str]) -> dict[str, KnownPage]:
         """In the frontier's thread: what is known of urls that this worker has taken."""
         return self._known_pages.lookup(urls) if self._known_pages is not None and urls else {}
+
+    def _read_sitemaps(
+        self, worker: int, manager: FrontierRequestManager, client: GuardedHttpClient, executor: ThreadPoolExecutor
+    ) -> asyncio.Task[None]:
+        """Read the job's sitemaps beside the crawl, which does not end before."""
+        self._sitemaps = SitemapDiscovery(
+            self._plan, self._rules, self.politeness, client, self._frontier.discovery, manager, executor
+        )
+        manager.expecting = self._plan.job_type in READING_JOBS
+        return asyncio.create_task(self._read_sitemaps_of(worker, manager, self._sitemaps), name="sitemaps")
+
+    async def _read_sitemaps_of(
+        self, worker: int, manager: FrontierRequestManager, sitemaps: SitemapDiscovery
+    ) -> None:
+        try:
+            if manager.expecting:
+                await sitemaps.run(worker)
+        except Exception as error:  # noqa: BLE001 - kept, and raised where the crawl can act on it
+            manager.error = error
+        finally:
+            manager.expecting = False
+            manager.more_waits()
+
+    async def _store_counts(self, executor: ThreadPoolExecutor) -> None:
+        """Add what was left out since the last time to the job's account."""
+        counts = self._rules.take_counts()
+        if not counts:
+            return
+        store = self._frontier.discovery
+        try:
+            await asyncio.get_running_loop().run_in_executor(executor, store.add_not_followed, counts)
+        except Exception as error:  # noqa: BLE001 - the writer decides about a lost database; an account may wait
+            self._rules.give_back_counts(counts)
+            logger.warning("what was left out could not be counted yet: %s", error)
 
     async def _release(self, worker: int, executor: ThreadPoolExecutor) -> None:
         try:
@@ -411,6 +452,7 @@ class Crawl:
                 if now >= next_heartbeat:
                     next_heartbeat = now + HEARTBEAT_SECONDS
                     await loop.run_in_executor(executor, self._frontier.heartbeat, worker)
+                    await self._store_counts(executor)
                 if now >= next_look:
                     next_look = now + LOOK_SECONDS
                     self._heed(await loop.run_in_executor(executor, self._frontier.look))
@@ -627,4 +669,7 @@ class Crawl:
                 detail = f"no start url could be reached: {seeds[0].url}: {seeds[0].error_message}"
                 return CrawlOutcome("site_unreachable", complete=True, detail=detail, progress=self.progress)
         await loop.run_in_executor(executor, self._frontier.record_unfollowed, MAX_UNFOLLOWED_ROWS)
+        if self._plan.job_type == "sitemap" and self._sitemaps is not None and not self.progress.total:
+            reason, detail = self._sitemaps.why_nothing()
+            return CrawlOutcome(reason, complete=True, detail=detail, progress=self.progress)
         return CrawlOutcome("exhausted", complete=True, detail=None, progress=self.progress)

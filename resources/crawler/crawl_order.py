@@ -150,9 +150,6 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
     if order.job_type not in JOB_TYPES:
         msg = f"job type {order.job_type!r} is unknown: it is one of {', '.join(JOB_TYPES)}"
         raise InvalidOrder(msg)
-    if order.job_type not in ("full_crawl", "incremental", "single_page"):
-        msg = f"job type {order.job_type!r} cannot be run by this version: use full_crawl, incremental or single_page"
-        raise InvalidOrder(msg)
     for name in _BOUNDS:
         _check_bounds(order, name)
     if order.render not in RENDER_MODES:

@@ -85,6 +85,9 @@ class FrontierRequestManager(RequestManager):
         executor: where the frontier is called.
         look_up: what is known of urls, called in `executor`.
         company: workers that are to share the job; from the first page on each leaves the others something then.
+
+    Attributes:
+        expecting: sitemaps are being read: the end has to wait for what they list.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class FrontierRequestManager(RequestManager):
         self._refill: asyncio.Task[None] | None = None
         self._waiting_in_postgres = True
         self._wake = asyncio.Event()
+        self.expecting = False
         self.finished = False
         self.budget_spent = False
         self.stopping = False
@@ -231,6 +235,11 @@ class FrontierRequestManager(RequestManager):
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._executor, self._frontier.hand_back, self._worker, surplus)
             self._waiting_in_postgres = True
+
+    def more_waits(self) -> None:
+        """Urls were entered into the frontier beside the pages' links."""
+        self._waiting_in_postgres = True
+        self._wake.set()
 
     def stop(self) -> None:
         """Hand out nothing more."""
@@ -350,6 +359,8 @@ class FrontierRequestManager(RequestManager):
     async def _fill(self) -> None:
         """Reserve pages and claim urls; find out whether the job is finished."""
         loop = asyncio.get_running_loop()
+        # Asked first: what is entered after that is seen by the last look into the frontier, below.
+        expecting = self.expecting
         try:
             reserved_by_others = await self._reserve(loop) if self._pages_left <= 0 else 0
             if self._pages_left > 0:
@@ -360,6 +371,9 @@ class FrontierRequestManager(RequestManager):
                 self.budget_spent = True
             elif await loop.run_in_executor(self._executor, self._frontier.anything_left, self._worker):
                 await self._wait_for_others(loop)
+            elif expecting:
+                await asyncio.sleep(_WAIT_SECONDS)
+                self._waiting_in_postgres = True
             elif self._at_rest():
                 self.finished = True
         except Exception as error:  # noqa: BLE001 - kept, and raised where the crawl can act on it

@@ -22,6 +22,7 @@ import psutil
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from resources.postgres.discovery import Discovery
 from resources.postgres.known_pages import KnownPages
 
 if TYPE_CHECKING:
@@ -274,6 +275,11 @@ class CrawlFrontier:
     def known_pages(self) -> KnownPages:
         """What earlier crawls know of this customer's pages."""
         return KnownPages(self._engine, self._customer_id)
+
+    @property
+    def discovery(self) -> Discovery:
+        """What the job has discovered beside the pages that it fetched."""
+        return Discovery(self._engine, self.job_id, self._customer_id)
 
     # --- workers --------------------------------------------------------------------------------------------
 
@@ -660,23 +666,30 @@ class CrawlFrontier:
         raise AssertionError  # the loop has no end
 
     def record_unfollowed(self, limit: int) -> int:
-        """Give a `skipped` result to the urls that were found and, by depth or globs, not followed.
+        """Give a `skipped` result to the urls that were found and, by depth, globs or traps, not followed.
 
         At the end of a job that saw all of its site; before that a shorter way to such a url may still be found.
 
         Args:
-            limit: at most so many rows; a site can have more of them than it has pages.
+            limit: at most so many rows in a job, the same for each reason as far as it has any; a site can have more
+                of them than it has pages.
         """
         with self._engine.begin() as connection:
             return connection.execute(
                 text("""
-                    WITH unfollowed AS (
-                        SELECT url_hash FROM crawl_frontier
-                        WHERE job_id = :job_id AND skip_reason IS NOT NULL AND NOT done
-                        ORDER BY url_hash LIMIT :limit FOR UPDATE
+                    WITH reasons AS (
+                        SELECT DISTINCT skip_reason FROM crawl_frontier
+                        WHERE job_id = :job_id AND skip_reason IS NOT NULL
+                    ), ranked AS (
+                        SELECT u.url_hash, u.done, u.rank
+                        FROM reasons AS r, LATERAL (
+                            SELECT f.url_hash, f.done, row_number() OVER (ORDER BY NOT f.done, f.url_hash) AS rank
+                            FROM crawl_frontier AS f WHERE f.job_id = :job_id AND f.skip_reason = r.skip_reason
+                            ORDER BY NOT f.done, f.url_hash LIMIT :limit) AS u
+                        ORDER BY u.rank, u.url_hash LIMIT :limit
                     ), marked AS (
-                        UPDATE crawl_frontier AS f SET done = true FROM unfollowed AS u
-                        WHERE f.job_id = :job_id AND f.url_hash = u.url_hash
+                        UPDATE crawl_frontier AS f SET done = true FROM ranked AS r
+                        WHERE f.job_id = :job_id AND f.url_hash = r.url_hash AND NOT f.done
                         RETURNING f.customer_id, f.url, f.skip_reason, f.depth
                     )
                     INSERT INTO scrape_job_results (job_id, customer_id, url, status, skip_reason, depth, tries)

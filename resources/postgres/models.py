@@ -734,6 +734,12 @@ scrape_jobs = Table(
     ),
     *(_text(n, required=False) for n in ("finish_reason", "error_message", "run_id")),
     Column(
+        "discovery", JSONB, CheckConstraint("jsonb_typeof(discovery) = 'object'"), nullable=False,
+        server_default=text("'{}'::jsonb"),
+        comment="sitemaps: who reads them, or what became of them; not_followed: urls left out that have no row in "
+        "the frontier, by reason.",
+    ),
+    Column(
         "removals", JSONB, CheckConstraint("jsonb_typeof(removals) = 'object'"),
         comment="What became of pages that the job did not find: counts, written once at its end.",
     ),
@@ -846,6 +852,10 @@ crawl_frontier = Table(
     Index(
         "crawl_frontier_claimable", "job_id", "depth", "position",
         postgresql_where=text("worker_id IS NULL AND skip_reason IS NULL"),
+    ),
+    # Question: how many urls were met and not followed, by reason? Urls that are followed stand outside.
+    Index(
+        "crawl_frontier_unfollowed", "job_id", "skip_reason", postgresql_where=text("skip_reason IS NOT NULL"),
     ),
     comment="Urls that a job knows: waiting, leased by a worker, done, or not to be followed.",
 )  # fmt: skip
