@@ -27,8 +27,9 @@ endif
 up: $(READY)  ## Start the Dagster UI
 	@$(BIN)/omniops up $(ARGS)
 
+# A process for each core; they have to agree on the names of tests, some of which come from sets.
 test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 soak: $(READY)  ## Kill senders, workers, servers and the daemon for long (ROUNDS=100)
 	OMNIOPS_SOAK_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration/queue/test_kills.py \

@@ -123,6 +123,7 @@ def test_a_busy_server_is_to_be_asked_again(status: str) -> None:
         ("9" * 500, 60, 60),
         ("", None, None),
     ],
+    ids=["seconds", "huge", "date", "past", "zero", "negative", "word", "digits", "empty"],
 )
 def test_retry_after_is_read_and_nonsense_is_ignored(value: str, low: float | None, high: float | None) -> None:
     fetched = fetch({"/": answer(b"", "503 Busy", Retry_After=value)})

@@ -111,6 +111,7 @@ def test_keys_of_the_environment_are_rotated_to_the_first_and_dropped_by_hand(
         ("hunter2hunter2", "key 1 of OMNIOPS_SECRET_KEY is not 32 bytes of base64url"),
         (secrets.token_urlsafe(32), "which is not in OMNIOPS_SECRET_KEY"),
     ],
+    ids=["malformed", "unknown"],
 )
 def test_a_wrong_key_is_one_sentence_without_the_key(
     key: str, why: str, program: Program, database: Database, settings: Settings, customer: CustomerRows

@@ -121,7 +121,9 @@ def test_the_environments_keys_count_newest_first_and_the_file_does_not(settings
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "hunter2hunter2", secrets.token_urlsafe(31), secrets.token_urlsafe(33), "é" * 43, "A" * 42 + "+/"]
+    "wrong",
+    ["", "hunter2hunter2", secrets.token_urlsafe(31), secrets.token_urlsafe(33), "é" * 43, "A" * 42 + "+/"],
+    ids=["empty", "word", "short", "long", "not ascii", "other alphabet"],
 )
 def test_a_malformed_key_is_named_by_its_place_and_not_repeated(settings: Settings, wrong: str) -> None:
     with pytest.raises(InvalidSecretKey, match="key 2 of OMNIOPS_SECRET_KEY is not 32 bytes") as caught:
