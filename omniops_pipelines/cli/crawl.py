@@ -295,13 +295,18 @@ def _was_interrupted(result: Any, job_id: str) -> bool:
     Dagster gives it as the failure of the op that it met; where ops have processes of their own, as the failure of
     none, and the job was paused.
     """
+    from omniops_pipelines.jobs.crawl import INTERRUPTED
     from resources import stack
 
-    errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
-    if not errors:
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    if not failures:
         job = stack.get_persistent_job_manager().get_job_from_postgres(job_id)
         return job is not None and job["status"] == "paused"
-    return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
+    return any(
+        (failure.user_failure_data is not None and failure.user_failure_data.description == INTERRUPTED)
+        or (failure.error is not None and failure.error.cls_name == "DagsterExecutionInterruptedError")
+        for failure in failures
+    )
 
 
 def _failure_of(result: Any) -> str:

@@ -67,6 +67,9 @@ _RESTARTS = 2
 _REJOINS = 3
 
 
+INTERRUPTED = "the crawl was interrupted: what was finished is kept, and the job can be resumed"
+
+
 class JobType(str, Enum):  # noqa: UP042 - Dagster's Launchpad types enums by member name; both are the same here
     """How a job goes about a site."""
 
@@ -304,12 +307,13 @@ def crawl_pages(
         manager.fail_job(job_id, reason)
         context.log.exception("the crawl failed")
         raise dg.Failure(description=f"job {job_id} failed: {reason}", allow_retries=False) from error
-    except BaseException:  # an interruption
+    except BaseException as error:  # an interruption
         _interrupted(manager, job_id, on_interrupt)
         if on_interrupt == "paused":
             # By Ctrl-C, of which Dagster does not know: without a word it would call the run failed.
             context.instance.report_run_canceling(context.run, message="interrupted at the command line")
-        raise
+        # Not the interruption itself: Dagster would start the op again, by the policy that is for killed workers.
+        raise dg.Failure(description=INTERRUPTED, allow_retries=False) from error
     progress.publish(job_id, plan, outcome.progress)
     return {
         **planned,

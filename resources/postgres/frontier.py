@@ -339,7 +339,7 @@ class CrawlFrontier:
                 """),
                 {"job_id": self.job_id},
             ).one_or_none()
-        return None if row is None else JobLook(*row)
+        return None if row is None else JobLook(row[0], row[1], row[2], row[3], row[4], int(row[5]))
 
     def rest(self, worker: int) -> None:
         """Say that this worker has nothing to do, and give back the pages that it reserved: others may use them.

@@ -498,7 +498,8 @@ class PersistentJobManager:
             )
         if row is None:
             return JobStats()
-        return JobStats(**{**row, "pages_per_second": float(row["pages_per_second"] or 0.0)})
+        rate, size = float(row["pages_per_second"] or 0.0), int(row["total_bytes"])
+        return JobStats(**{**row, "pages_per_second": rate, "total_bytes": size})
 
     def count_waiting_urls(self, job_id: str, *, limit: int = 10_000) -> int:
         """How many urls of a job no worker has taken yet, counted up to a limit."""

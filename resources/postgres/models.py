@@ -740,7 +740,7 @@ scrape_jobs = Table(
         "the frontier, by reason.",
     ),
     Column(
-        "removals", JSONB, CheckConstraint("jsonb_typeof(removals) = 'object'"),
+        "removals", JSONB(none_as_null=True), CheckConstraint("jsonb_typeof(removals) = 'object'"),
         comment="What became of pages that the job did not find: counts, written once at its end.",
     ),
     UniqueConstraint("job_id", "customer_id"),
@@ -811,7 +811,15 @@ scrape_job_stats = Table(
     Column("pages_per_second", Numeric(12, 3), CheckConstraint("pages_per_second >= 0")),
     _now("updated_at"),
     *(_count(n) for n in ("timed_pages", "total_processing_time_ms")),
-    _count("total_bytes", comment="On the wire, all pages of the job: what max_bytes counts."),
+    # Their sum may be longer than any of the pages' own sizes can be.
+    Column(
+        "total_bytes",
+        Numeric(30, 0),
+        CheckConstraint("total_bytes >= 0"),
+        nullable=False,
+        server_default=text("0"),
+        comment="On the wire, all pages of the job: what max_bytes counts.",
+    ),
     CheckConstraint("total_pages = successful_pages + failed_pages + skipped_pages"),
     ForeignKeyConstraint(
         ["job_id", "customer_id"], ["scrape_jobs.job_id", "scrape_jobs.customer_id"], ondelete="CASCADE"

@@ -96,7 +96,6 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "too much at once": (["http://example.com/", "--concurrency", "100000"], 2, "100000"),
     "a glob that is none": (["http://example.com/", "--include", "docs/**"], 2, "docs/**"),
     "a job type that there is not": (["http://example.com/", "--job-type", "everything"], 2, "everything"),
-    "a job type of a later version": (["http://example.com/", "--job-type", "sitemap"], 2, "sitemap"),
     "an option that there is not": (["http://example.com/", "--max-page", "3"], 2, "--max-pages"),
     "embeddings, of a later version": (["http://example.com/", "--embed"], 2, "embed"),
     "an unknown job without a url": (["--job-id", "nowhere"], 2, "nowhere"),

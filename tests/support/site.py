@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from resources.crawler.discovery import USUAL_PLACES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -74,7 +76,9 @@ class Site:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         path = request.raw_path
-        self.requests[path] += 1
+        # A crawler looks whether there is a sitemap. That is no page, where there is none.
+        if path not in USUAL_PLACES or path in self.pages:
+            self.requests[path] += 1
         self.moments.append((time.monotonic(), path))
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)

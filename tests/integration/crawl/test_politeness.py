@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
+from resources.crawler import discovery
 from resources.crawler.plan import CrawlOutcome, CrawlPlan
 from resources.crawler.politeness import BACKOFF_SECONDS, FAILURES_IN_A_ROW, backoff
 from resources.redis import AsyncRateLimiter, AsyncRedisWithFallback, RateLimiter, RedisWithFallback
@@ -30,6 +31,12 @@ Answer = Callable[[web.Request], Awaitable[web.Response]]
 pytestmark = pytest.mark.integration
 
 ROBOTS = "/robots.txt"
+
+
+@pytest.fixture(autouse=True)
+def no_sitemaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are counted here, one for each page: nobody looks for sitemaps."""
+    monkeypatch.setattr(discovery, "USUAL_PLACES", ())
 
 
 def asked(site: Site) -> list[float]:

@@ -47,6 +47,7 @@ def test_public_holds_the_tables_of_the_catalogue_and_no_others(shared: Database
 # Numbers that may be negative, or that a key makes.
 _NOT_COUNTS = {
     "crawl_frontier.url_hash": "a hash has a sign",
+    "scraped_pages.simhash": "a hash has a sign",
     "crawl_frontier.worker_id": "a number from a sequence",
     "crawl_frontier.position": "a number from a sequence",
     "message_queue.position": "a number from a sequence",
@@ -218,6 +219,7 @@ _QUESTIONS = {
     "website_content_unembedded": f"SELECT page_id FROM website_content WHERE customer_id = {{one}} AND NOT embedded_models @> ARRAY['{EMBEDDED_MODEL}'] ORDER BY page_id LIMIT 50",
     "scraped_pages_removed": "SELECT id FROM scraped_pages WHERE customer_id = {one} AND removed_at IS NOT NULL ORDER BY id LIMIT 50",
     "website_content_unindexed": "SELECT page_id FROM website_content WHERE search IS NULL ORDER BY page_id LIMIT 50",
+    "crawl_frontier_unfollowed": "SELECT skip_reason, count(*) FROM crawl_frontier WHERE job_id = {job} AND skip_reason IS NOT NULL GROUP BY skip_reason",
     "website_content_customer": "SELECT count(*) FROM website_content WHERE customer_id = {one}",
     "page_embeddings_nearest": f"SELECT page_id FROM page_embeddings WHERE model = '{EMBEDDED_MODEL}' ORDER BY embedding::halfvec({EMBEDDING_DIMENSIONS}) <=> {{vector}} LIMIT 10",
     "page_embeddings_customer": "SELECT count(*) FROM page_embeddings WHERE customer_id = {one}",

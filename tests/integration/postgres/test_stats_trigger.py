@@ -149,7 +149,7 @@ def test_the_program_itself_may_not_write_the_counters(jobs: Database) -> None:
     for statement in (
         "UPDATE scrape_job_stats SET total_pages = 5",
         "DELETE FROM scrape_job_stats",
-        "SELECT scrape_job_stats_apply('{one}', NULL, '{1}', '{1}', '{0}', '{0}', '{0}', '{0}')",
+        "SELECT scrape_job_stats_apply('{one}', NULL, '{1}', '{1}', '{0}', '{0}', '{0}', '{0}', '{0}')",
     ):
         with pytest.raises(DBAPIError, match="permission denied"), jobs.engine.begin() as connection:
             connection.execute(text(statement))

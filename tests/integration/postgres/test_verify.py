@@ -125,7 +125,7 @@ _BREAKS = {
         "GRANT EXECUTE ON FUNCTION scrape_job_stats_apply TO PUBLIC",
         "execute grant",
         "public.scrape_job_stats_apply(jobs text[], customers uuid[], totals bigint[], successes bigint[], "
-        "failures bigint[], skips bigint[], timed bigint[], milliseconds bigint[], sizes bigint[])",
+        "failures bigint[], skips bigint[], timed bigint[], milliseconds bigint[], sizes numeric[])",
         "different",
     ),
     "dropped function": (

@@ -11,7 +11,7 @@ from resources.postgres.access import ANON, CLIENT, Policy, policies_of
 from resources.postgres.catalogue import TABLES
 from tests.integration.tenancy.cells import Tenants, uncounted_results, undone, violations
 from tests.integration.tenancy.conftest import two_customers
-from tests.integration.tenancy.structure import grants_of, openings
+from tests.integration.tenancy.structure import grants_of, openings, policies_unlike_the_catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +82,7 @@ def _complaints(connection: Connection, tenants: Tenants, table: str) -> Iterato
     yield from uncounted_results(connection, tenants)
     yield from openings(connection)
     yield from grants_of(connection, ANON)
+    yield from policies_unlike_the_catalogue(connection)
 
 
 @pytest.mark.parametrize(("table", "statement"), _MUTANTS)

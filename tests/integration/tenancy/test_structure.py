@@ -54,6 +54,8 @@ def test_clients_may_call_only_what_policies_and_triggers_need(owner: Connection
         "message_queue_fail",
         "message_queue_renew",
         "message_queue_redrive",
+        "search_query",
+        "search_pages",
     }
 
 

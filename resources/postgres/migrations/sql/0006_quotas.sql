@@ -1,12 +1,12 @@
 -- Quotas: bytes of a job beside its pages, and the one way out of `completed`, a raised quota. Frozen with its revision.
 ALTER TABLE public.scrape_job_stats
-    ADD COLUMN total_bytes bigint NOT NULL DEFAULT 0 CHECK (total_bytes >= 0);
+    ADD COLUMN total_bytes numeric(30, 0) NOT NULL DEFAULT 0 CHECK (total_bytes >= 0);
 COMMENT ON COLUMN public.scrape_job_stats.total_bytes IS 'On the wire, all pages of the job: what max_bytes counts.';
 
 DROP FUNCTION public.scrape_job_stats_apply;
 CREATE FUNCTION public.scrape_job_stats_apply(
     jobs text[], customers uuid[], totals bigint[], successes bigint[], failures bigint[], skips bigint[],
-    timed bigint[], milliseconds bigint[], sizes bigint[]) RETURNS void
+    timed bigint[], milliseconds bigint[], sizes numeric[]) RETURNS void
 LANGUAGE plpgsql SET search_path = '' AS $$
 BEGIN
     INSERT INTO public.scrape_job_stats (job_id, customer_id)
@@ -54,7 +54,7 @@ BEGIN
                    count(*) FILTER (WHERE n.status = 'skipped') AS skipped,
                    count(n.processing_time_ms) AS timed,
                    coalesce(sum(n.processing_time_ms), 0) AS ms,
-                   coalesce(sum(n.bytes), 0)::bigint AS bytes
+                   coalesce(sum(n.bytes), 0) AS bytes
             FROM new_rows AS n GROUP BY n.job_id, n.customer_id ORDER BY n.job_id
         ) AS d HAVING count(*) > 0;
     ELSIF TG_OP = 'DELETE' THEN
@@ -69,7 +69,7 @@ BEGIN
                    -count(*) FILTER (WHERE o.status = 'skipped') AS skipped,
                    -count(o.processing_time_ms) AS timed,
                    -coalesce(sum(o.processing_time_ms), 0) AS ms,
-                   -coalesce(sum(o.bytes), 0)::bigint AS bytes
+                   -coalesce(sum(o.bytes), 0) AS bytes
             FROM old_rows AS o GROUP BY o.job_id, o.customer_id ORDER BY o.job_id
         ) AS d HAVING count(*) > 0;
     ELSE
@@ -84,7 +84,7 @@ BEGIN
                    coalesce(sum(c.n) FILTER (WHERE c.status = 'skipped'), 0)::bigint AS skipped,
                    coalesce(sum(c.n) FILTER (WHERE c.ms IS NOT NULL), 0)::bigint AS timed,
                    coalesce(sum(c.n * c.ms), 0)::bigint AS ms,
-                   coalesce(sum(c.n * c.bytes), 0)::bigint AS bytes
+                   coalesce(sum(c.n::numeric * c.bytes), 0) AS bytes
             FROM (SELECT n.job_id, n.customer_id, n.status, n.processing_time_ms AS ms, n.bytes, 1 AS n
                   FROM new_rows AS n
                   UNION ALL
@@ -97,7 +97,7 @@ END
 $$;
 
 UPDATE public.scrape_job_stats AS s SET total_bytes = r.bytes
-FROM (SELECT job_id, coalesce(sum(bytes), 0)::bigint AS bytes FROM public.scrape_job_results GROUP BY job_id) AS r
+FROM (SELECT job_id, coalesce(sum(bytes), 0) AS bytes FROM public.scrape_job_results GROUP BY job_id) AS r
 WHERE r.job_id = s.job_id AND r.bytes > 0;
 
 -- A job that a quota ended goes on when that quota is raised, in the same statement that makes it `running`.
