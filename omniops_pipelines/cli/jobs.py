@@ -119,14 +119,17 @@ def job_results(
 @click.argument("job_id")
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
 def job_stats(job_id: str, as_json: bool) -> None:
-    """The counters of a job."""
+    """The counters of a job, and of the urls that it met and did not fetch."""
     from omniops_pipelines.cli import output
+    from resources import stack
+    from resources.postgres.discovery import read_discovery
     from resources.postgres.jobs import UnknownJob
 
     manager = _manager()
     if manager.get_job_from_postgres(job_id) is None:
         raise UnknownJob(job_id)
     stats = manager.get_job_stats(job_id).as_dict()
+    stats["not_followed"] = read_discovery(stack.database_engine(), job_id)["not_followed"]
     if as_json:
         output.print_json({"job_id": job_id, **stats})
     else:

@@ -104,7 +104,8 @@ class CrawlConfig(dg.Config):
     job_type: JobType = Field(
         default=JobType.full_crawl,
         description="full_crawl: everything reachable within the limits. incremental: the same, but only what has "
-        "changed since the last crawl is fetched and written. single_page: the start urls alone.",
+        "changed since the last crawl is fetched and written. sitemap: what the site's sitemaps list, and no link "
+        "is followed; a start url may be a sitemap itself. single_page: the start urls alone.",
     )
     max_pages: int = Field(
         default=DEFAULT_MAX_PAGES, description="At most so many urls are fetched, failures and skips included."

@@ -152,6 +152,11 @@ class _Removal:
 _AT = "coalesce(CAST(:at AS timestamptz), now())"
 _OF_JOBS = f"AS x JOIN expired_scrape_jobs(:days, {_AT}) AS e ON e.job_id = x.job_id"
 _OF_CONVERSATIONS = f"AS x JOIN expired_conversations(:days, {_AT}) AS e ON e.id = x.conversation_id"
+# The columns of a job's statistics that stay as wide as they are while its results go.
+_STATISTICS = f"""(
+    SELECT x.job_id, x.customer_id, x.total_pages, x.successful_pages, x.failed_pages, x.skipped_pages, x.updated_at,
+           x.timed_pages, x.total_processing_time_ms
+    FROM scrape_job_stats {_OF_JOBS}) AS x"""
 _DAY = "x.day::timestamp AT TIME ZONE 'UTC'"
 
 _REMOVALS: Final[Mapping[str, _Removal]] = {
@@ -165,7 +170,7 @@ _REMOVALS: Final[Mapping[str, _Removal]] = {
         (
             ("scrape_jobs", "coalesce(x.completed_at, x.created_at)", f"expired_scrape_jobs(:days, {_AT}) AS x"),
             ("scrape_job_results", "x.created_at", f"scrape_job_results {_OF_JOBS}"),
-            ("scrape_job_stats", "CAST(NULL AS timestamptz)", f"scrape_job_stats {_OF_JOBS}"),
+            ("scrape_job_stats", "CAST(NULL AS timestamptz)", _STATISTICS),
             ("crawl_frontier", "CAST(NULL AS timestamptz)", f"crawl_frontier {_OF_JOBS}"),
         ),
     ),

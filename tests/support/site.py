@@ -44,7 +44,7 @@ class Site:
 
     Attributes:
         url: of the root, with its slash.
-        requests: how often each path was asked for.
+        requests: how often each path was asked for; a look for a sitemap where there is none is in `moments` alone.
         moments: when which path was asked for, in order.
         latency: seconds before each answer.
     """

@@ -146,3 +146,96 @@ BEGIN
     RETURN NEW;
 END
 $$;
+
+-- As in revision 0002, but for the size of statistics: they are counted down as results go, and the columns whose width
+-- depends on that are left out, so that a preview, before, says what a removal, after, has found.
+CREATE OR REPLACE FUNCTION public.remove_expired_scrape_jobs(days integer, max_rows integer)
+RETURNS TABLE (table_name text, customer_id uuid, removed bigint, bytes bigint, oldest timestamptz, unprocessed bigint)
+LANGUAGE plpgsql SET search_path = '' AS $$
+#variable_conflict use_column
+DECLARE
+    v_jobs text[];
+    v_customers uuid[];
+    v_rows tid[];
+    v_days date[];
+    v_of uuid[];
+    v_left integer := max_rows;
+BEGIN
+    PERFORM public.retention_cutoff(days);
+    LOOP
+        -- Jobs until their results fill the batch, at least one; those that have none count as one row.
+        SELECT array_agg(l.job_id), array_agg(DISTINCT l.customer_id) INTO v_jobs, v_customers FROM (
+            SELECT f.job_id, f.customer_id, sum(1 + coalesce(s.total_pages, 0)) OVER (ORDER BY f.at, f.job_id) AS upto,
+                   1 + coalesce(s.total_pages, 0) AS own
+            FROM (
+                SELECT j.job_id, j.customer_id, coalesce(j.completed_at, j.created_at) AS at
+                FROM public.expired_scrape_jobs(days) AS e JOIN public.scrape_jobs AS j ON j.job_id = e.job_id
+                ORDER BY coalesce(e.completed_at, e.created_at)
+                LIMIT 200 FOR UPDATE OF j SKIP LOCKED
+            ) AS f LEFT JOIN public.scrape_job_stats AS s ON s.job_id = f.job_id
+        ) AS l WHERE l.upto <= max_rows OR l.upto = l.own;
+        EXIT WHEN v_jobs IS NULL;
+        PERFORM 1 FROM public.customers AS c WHERE c.id = ANY (v_customers) ORDER BY c.id FOR SHARE;
+        SELECT array_agg(e.job_id) INTO v_jobs
+        FROM public.expired_scrape_jobs(days) AS e WHERE e.job_id = ANY (v_jobs);
+        EXIT WHEN v_jobs IS NOT NULL;
+    END LOOP;
+    IF v_jobs IS NULL THEN
+        RETURN;
+    END IF;
+
+    WITH doomed AS MATERIALIZED (
+        SELECT r.ctid AS id, r.customer_id, (r.created_at AT TIME ZONE 'UTC')::date AS day
+        FROM public.scrape_job_results AS r WHERE r.job_id = ANY (v_jobs) LIMIT max_rows
+    ), concerned AS (
+        SELECT d.day, d.customer_id FROM doomed AS d
+        UNION
+        SELECT (coalesce(j.completed_at, j.created_at) AT TIME ZONE 'UTC')::date, j.customer_id
+        FROM public.scrape_jobs AS j WHERE j.job_id = ANY (v_jobs)
+    )
+    SELECT (SELECT array_agg(d.id) FROM doomed AS d), array_agg(n.day), array_agg(n.customer_id)
+    INTO v_rows, v_days, v_of FROM concerned AS n;
+    PERFORM public.freeze_daily_statistics(v_days, v_of);
+
+    RETURN QUERY
+    WITH gone AS (
+        DELETE FROM public.scrape_job_results AS r WHERE r.ctid = ANY (v_rows)
+        RETURNING r.customer_id, r.created_at, pg_column_size(ROW(r.*)) AS size
+    )
+    SELECT 'scrape_job_results', g.customer_id, count(*), sum(g.size)::bigint, min(g.created_at), 0::bigint
+    FROM gone AS g GROUP BY g.customer_id;
+    v_left := max_rows - coalesce(cardinality(v_rows), 0);
+    IF v_left <= 0 THEN
+        RETURN;
+    END IF;
+
+    SELECT array_agg(d.id) INTO v_rows
+    FROM (SELECT f.ctid AS id FROM public.crawl_frontier AS f WHERE f.job_id = ANY (v_jobs) LIMIT v_left) AS d;
+    RETURN QUERY
+    WITH gone AS (
+        DELETE FROM public.crawl_frontier AS f WHERE f.ctid = ANY (v_rows)
+        RETURNING f.customer_id, pg_column_size(ROW(f.*)) AS size
+    )
+    SELECT 'crawl_frontier', g.customer_id, count(*), sum(g.size)::bigint, NULL::timestamptz, 0::bigint
+    FROM gone AS g GROUP BY g.customer_id;
+    v_left := v_left - coalesce(cardinality(v_rows), 0);
+    IF v_left <= 0 THEN
+        RETURN;
+    END IF;
+
+    -- The jobs are empty now. Nobody may delete their statistics but the key's cascade.
+    RETURN QUERY
+    SELECT 'scrape_job_stats', s.customer_id, count(*),
+           sum(pg_column_size(ROW(s.job_id, s.customer_id, s.total_pages, s.successful_pages, s.failed_pages,
+                                  s.skipped_pages, s.updated_at, s.timed_pages, s.total_processing_time_ms)))::bigint,
+           NULL::timestamptz, 0::bigint
+    FROM public.scrape_job_stats AS s WHERE s.job_id = ANY (v_jobs) GROUP BY s.customer_id;
+    RETURN QUERY
+    WITH gone AS (
+        DELETE FROM public.scrape_jobs AS j WHERE j.job_id = ANY (v_jobs)
+        RETURNING j.customer_id, coalesce(j.completed_at, j.created_at) AS at, pg_column_size(ROW(j.*)) AS size
+    )
+    SELECT 'scrape_jobs', g.customer_id, count(*), sum(g.size)::bigint, min(g.at), 0::bigint
+    FROM gone AS g GROUP BY g.customer_id;
+END
+$$;
