@@ -363,11 +363,13 @@ class FrontierRequestManager(RequestManager):
         expecting = self.expecting
         try:
             reserved_by_others = await self._reserve(loop) if self._pages_left <= 0 else 0
-            if self._pages_left > 0:
+            # Told now: a page that is fetched while urls are claimed may use up what is reserved, and not the budget.
+            refused = self._pages_left <= 0
+            if not refused:
                 await self._claim(loop)
-            if not self._at_rest():
+            if not self._at_rest() or (self._pages_left <= 0 and not refused):
                 return
-            if self._pages_left <= 0 and not reserved_by_others:
+            if refused and not reserved_by_others:
                 self.budget_spent = True
             elif await loop.run_in_executor(self._executor, self._frontier.anything_left, self._worker):
                 await self._wait_for_others(loop)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from resources.crawler import request_manager
 from resources.crawler.plan import CrawlPlan
 from tests.support.crawling import crawl, make_crawl, make_job, results
 from tests.support.site import Page, Site
@@ -33,6 +34,18 @@ def test_a_site_of_exactly_max_pages_is_exhausted(site: Site, database: Database
     site.add("/a")
     site.add("/b")
     assert crawl(database, site.url, max_pages=3).finish_reason == "exhausted"
+
+
+@pytest.mark.parametrize("reserved", [1, 2, 7])
+def test_a_reserve_that_is_used_up_is_not_the_end_of_the_budget(
+    site: Site, database: Database, monkeypatch: pytest.MonkeyPatch, reserved: int
+) -> None:
+    """Pages one after another: each uses up what is reserved while the manager looks for more urls."""
+    monkeypatch.setattr(request_manager, "RESERVE_PAGES", reserved)
+    for number in range(30):
+        site.add(f"/{number}", [f"/{number + 1}"] if number < 29 else [])
+    assert crawl(database, site.url + "0", max_pages=100, max_depth=100).finish_reason == "exhausted"
+    assert len(results(database)) == 30
 
 
 def test_max_pages_holds_with_redirects(site: Site, database: Database) -> None:
