@@ -156,7 +156,7 @@ _OF_CONVERSATIONS = f"AS x JOIN expired_conversations(:days, {_AT}) AS e ON e.id
 _STATISTICS = f"""(
     SELECT x.job_id, x.customer_id, x.total_pages, x.successful_pages, x.failed_pages, x.skipped_pages, x.updated_at,
            x.timed_pages, x.total_processing_time_ms
-    FROM scrape_job_stats {_OF_JOBS}) AS x"""
+    FROM scrape_job_stats {_OF_JOBS}) AS x"""  # noqa: S608 - constants of this module
 _DAY = "x.day::timestamp AT TIME ZONE 'UTC'"
 
 _REMOVALS: Final[Mapping[str, _Removal]] = {
