@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from selectolax.lexbor import LexborHTMLParser
 
-from resources.crawler.page import PAGE_SECONDS, pieces, without_formatting
+from resources.crawler.page import PAGE_SECONDS
+from resources.crawler.pieces import pieces, without_formatting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -200,7 +201,7 @@ def read_document(text: str, on_first: Callable[[LexborHTMLParser], None] | None
     htmls: list[str] = []
     truncated = False
     deadline = time.monotonic() + PAGE_SECONDS
-    for number, piece in enumerate(pieces(without_scripts(text))):
+    for number, piece in enumerate([piece for piece in pieces(without_scripts(text)) if piece] or [""]):
         if number and time.monotonic() > deadline:
             truncated = True
             break

@@ -19,6 +19,8 @@ from typing import Final
 _FACTOR: Final = 0x9E3779B97F4A7C15
 # What follows tells the same: simhash of the first 50,000 words.
 _MAX_WORDS: Final = 50_000
+MAX_CHARACTERS: Final = 256 * 1024
+"""What is behind counts as it is written, and not for similarity: hundreds of pages of a book."""
 NEAR_DUPLICATE_BITS: Final = 6
 """Texts whose simhashes differ in no more bits say nearly the same."""
 
@@ -82,8 +84,9 @@ def normalised(text: str) -> str:
 
 def fingerprint(text: str) -> Fingerprint:
     """The fingerprint of a page's main text."""
+    text, rest = text[:MAX_CHARACTERS], text[MAX_CHARACTERS:]
     plain = normalised(text)
-    return Fingerprint(_hash(plain), _hash(_folded(plain)), simhash(plain))
+    return Fingerprint(_hash(plain + rest), _hash(_folded(plain) + rest), simhash(plain))
 
 
 def _folded(text: str) -> str:

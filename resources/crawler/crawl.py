@@ -555,8 +555,8 @@ class Crawl:
         if fetched is None:
             return [], []
         if not fetched.redirects:
-            return self._outcomes.read(task, task.url, fetched, manager)
-        return self._after_redirect(task, fetched, manager)
+            return await self._outcomes.read(task, task.url, fetched, manager)
+        return await self._after_redirect(task, fetched, manager)
 
     async def _fetch(self, task: Task, manager: FrontierRequestManager, client: GuardedHttpClient) -> Fetched | None:
         """The answer; None if the url was put back, to be fetched when its turn comes again."""
@@ -591,14 +591,15 @@ class Crawl:
             return None
         return fetched
 
-    def _after_redirect(
+    async def _after_redirect(
         self, task: Task, fetched: Fetched, manager: FrontierRequestManager
     ) -> tuple[list[FinishedUrl], list[FoundLink]]:
         """The source of a redirect is skipped; what it led to is kept under its own url."""
         target = without_session(fetched.final_url)
         target_hash = url_hash(target)
         if target_hash == task.hash and fetched.error is None:
-            return self._outcomes.read(task, task.url, fetched, manager)  # it only put a session id into the url
+            # It only put a session id into the url.
+            return await self._outcomes.read(task, task.url, fetched, manager)
         if fetched.error in ("known", "robots_txt"):
             if self._closes_a_loop(task.hash, target_hash):
                 return [self._outcomes.failed(task, task.url, f"redirect_loop: through {target}")], []
@@ -619,7 +620,7 @@ class Crawl:
         source.http_status = None
         if manager.adopt(target_hash):
             source.bytes = None  # they are the page's
-            finished, links = self._outcomes.read(
+            finished, links = await self._outcomes.read(
                 Task(target_hash, target, task.depth, task.tries), target, fetched, manager
             )
             for outcome in finished:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
 from resources.content.fingerprints import fingerprint
 from resources.crawler.conditional import pack_links, source_hash, unpack_links, usable_date, usable_etag, validators
-from resources.crawler.page import parse
+from resources.crawler.page import parse_in_turns
 from resources.crawler.urls import site_of
 from resources.postgres.frontier import FinishedUrl, FoundLink, PageContent
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 # None: no type was given and the body is empty (the client gives HTML its type by its first bytes).
 _PAGE_TYPES: Final = ("text/html", "application/xhtml+xml", "text/plain", None)
+
+LARGE_BYTES: Final = 512 * 1024
+"""Larger pages are read one after the other: what they become while they are read is many times as large."""
 
 Outcomes = tuple[list[FinishedUrl], list[FoundLink]]
 
@@ -39,10 +43,11 @@ class PageOutcomes:
         self._plan = plan
         self._rules = rules
         self._progress = progress
+        self._large = asyncio.Lock()
         self.unmodified = 0
         """Pages that this run found to be as they were."""
 
-    def read(self, task: Task, url: str, fetched: Fetched, manager: FrontierRequestManager) -> Outcomes:
+    async def read(self, task: Task, url: str, fetched: Fetched, manager: FrontierRequestManager) -> Outcomes:
         """Turn an answer into its outcome and links."""
         if fetched.error is not None:
             return [self.failed(task, url, message_of(fetched), fetched)], self._known_links(task, manager)
@@ -57,7 +62,7 @@ class PageOutcomes:
             skipped = self.skipped(task, url, "content_type", fetched)
             skipped.error_message = f"content type {fetched.content_type or 'not given, and the body is no HTML'}"
             return [skipped], []
-        return self._read_page(task, url, fetched, manager)
+        return await self._read_page(task, url, fetched, manager)
 
     def unchanged_by_sitemap(self, task: Task, manager: FrontierRequestManager) -> Outcomes:
         """The outcome of a page that was not asked for, since its sitemap says that it is as it was."""
@@ -105,9 +110,14 @@ class PageOutcomes:
         outcome.etag, outcome.last_modified = validators(fetched.headers)
         return [outcome], self._known_links(task, manager)
 
-    def _read_page(self, task: Task, url: str, fetched: Fetched, manager: FrontierRequestManager) -> Outcomes:
+    async def _read_page(self, task: Task, url: str, fetched: Fetched, manager: FrontierRequestManager) -> Outcomes:
         started = time.perf_counter()
-        page = self._parse(url, fetched)
+        if len(fetched.body) > LARGE_BYTES:
+            async with self._large:
+                started = time.perf_counter()
+                page = await self._parse(url, fetched)
+        else:
+            page = await self._parse(url, fetched)
         parse_seconds = time.perf_counter() - started
         self._progress.phases["parse"] += parse_seconds
         repairs = page.malformed_links + page.cleaned
@@ -121,9 +131,9 @@ class PageOutcomes:
         outcome.repairs = repairs
         return [outcome], links
 
-    def _parse(self, url: str, fetched: Fetched) -> Page:
+    async def _parse(self, url: str, fetched: Fetched) -> Page:
         robots = self._plan.respect_robots
-        return parse(
+        return await parse_in_turns(
             fetched.body,
             url,
             fetched.content_type,

@@ -3,24 +3,31 @@
 What belongs here: reading the bytes of one page, in the fetch loop, in a third of a millisecond. What does
 not: the main content (`resources.content`, in a process of its own), and whether a link is wanted (`urls`).
 
-The bytes are hostile: nothing here recurses, and what makes an HTML parser slow (nesting, many attributes on
-one tag, millions of tags) is cut off in front of it.
+The bytes are hostile: nothing here recurses, what makes an HTML parser slow is cut off in front of it (`pieces`), and
+a large page is read in steps, between which the loop has its turn (`parse_in_turns`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import re
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from selectolax.lexbor import LexborHTMLParser
 
 from resources.crawler.client import ROBOTS_TOKEN
+from resources.crawler.pieces import pieces, without_formatting
 from resources.crawler.urls import InvalidUrl, Joiner, UnsupportedScheme, normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from selectolax.lexbor import LexborNode
 
 __all__ = [
     "MAX_LINKS",
@@ -28,27 +35,20 @@ __all__ = [
     "clean_text",
     "decode",
     "parse",
-    "pieces",
+    "parse_in_turns",
     "robots_directives",
-    "without_formatting",
 ]
+
+_T = TypeVar("_T")
 
 MAX_LINKS: Final = 10_000
 """Links of one page that are followed; real sitemap pages have a few thousand."""
-PIECE_CHARACTERS: Final = 64 * 1024
-PIECE_TAGS: Final = 10_000
-WHOLE_CHARACTERS: Final = 512 * 1024
-MAX_ATTRIBUTES: Final = 512
-"""When a page is parsed in one go: up to the first size always; up to the third, if it has at most so many
-``<`` and no tag has more attributes. Otherwise in pieces of the first two sizes.
-
-The HTML standard's parser walks all open elements for a tag, and compares an attribute with all before it, so
-its time grows with the square of both. Measured with lexbor: 10,000 nested divs 0.08 s, 40,000 1.3 s, 40,000
-attributes 2 s, so 16 MB of either are hours. A piece costs half a second at its most hostile. No check in
-front of the parser can be sure of what the parser will see (scripts, comments, foreign content), so the bound
-does not depend on one."""
+MAX_TRIED_LINKS: Final = 20_000
+"""Links of one page that are looked at, those among them that are no urls, or the same again."""
 PAGE_SECONDS: Final = 2.0
-"""After this time no further piece is begun. An honest page of 16 MB takes about 1 s."""
+"""Of work on one page, after which no further piece is begun. An honest page of 16 MB takes about 1 s."""
+LINKS_AT_ONCE: Final = 200
+DECODED_AT_ONCE: Final = 512 * 1024
 _MAX_METAS: Final = 1_000
 _MAX_TITLE: Final = 1_000
 _MAX_DESCRIPTION: Final = 5_000
@@ -153,8 +153,8 @@ def _codec(label: str) -> str | None:
     return name if name in _CODECS else None
 
 
-def _decode(body: bytes, charset: str | None, *, html: bool) -> tuple[str, str, int]:
-    """Decode a body: (text, codec, characters that had to be replaced)."""
+def _decoding(body: bytes, charset: str | None, *, html: bool) -> Generator[None, None, tuple[str, str, int]]:
+    """Decode a body, in steps: (text, codec, characters that had to be replaced)."""
     codec: str | None = None
     for bom, name in _BOMS:
         if body.startswith(bom):
@@ -171,8 +171,37 @@ def _decode(body: bytes, charset: str | None, *, html: bool) -> tuple[str, str, 
     except UnicodeDecodeError:
         pass
     codec = codec or "cp1252"
-    text = body.decode(codec, "replace")
+    table = _table(codec)
+    if table is not None:
+        text = codecs.charmap_decode(body, "strict", table)[0]
+    else:
+        decoder = codecs.getincrementaldecoder(codec)("replace")
+        parts = []
+        for start in range(0, len(body), DECODED_AT_ONCE):
+            parts.append(decoder.decode(body[start : start + DECODED_AT_ONCE]))
+            yield
+        text = "".join([*parts, decoder.decode(b"", final=True)])
     return text, codec, text.count("\ufffd")
+
+
+@lru_cache(maxsize=64)
+def _table(codec: str) -> str | None:
+    """The characters of a codec of single bytes, U+FFFD for those that it has not; None for other codecs.
+
+    Python's own handling of errors costs 0.3 s for a megabyte of them.
+    """
+    if not codec.startswith(("cp125", "cp866", "cp874", "iso8859", "koi8", "mac")):
+        return None
+    return bytes(range(256)).decode(codec, "replace")
+
+
+def _finish(steps: Generator[None, None, _T]) -> _T:
+    """Do all steps now."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 def decode(body: bytes, content_type: str | None, charset: str | None) -> tuple[str, str]:
@@ -181,98 +210,8 @@ def decode(body: bytes, content_type: str | None, charset: str | None) -> tuple[
     Returns:
         The text, and Python's name of the charset. Bytes that are not their charset are U+FFFD.
     """
-    text, codec, _ = _decode(body, charset, html=content_type != "text/plain")
+    text, codec, _ = _finish(_decoding(body, charset, html=content_type != "text/plain"))
     return text, codec
-
-
-# ------------------------------------------------------------------------------------------ bounds
-
-# One tag, as the HTML tokenizer reads it, or its beginning where it does not end within so many attributes.
-# Possessive, and each match goes on where the last one ended, so a scan is linear whatever the page holds.
-_SPACE: Final = r"\t\n\f\r "
-_TAG_ENDS: Final = re.compile(
-    rf"</?[A-Za-z][^{_SPACE}/>]*+"
-    rf"(?:[{_SPACE}/]++|[^{_SPACE}/>][^{_SPACE}/>=]*+"
-    rf"(?:[{_SPACE}]*+=[{_SPACE}]*+(?:\"[^\"]*+\"|'[^']*+'|[^{_SPACE}>\"'][^{_SPACE}>]*+)?+)?+)"
-    rf"{{0,{2 * MAX_ATTRIBUTES}}}+(>?)"
-).findall
-# Where a page is cut with the least harm.
-_CUTS: Final = re.compile(r"<(?:div|p|li|tr|dt|dd|section|article|table|ul|h[1-6])\b", re.IGNORECASE)
-
-
-def _is_harmless(text: str) -> bool:
-    if len(text) <= PIECE_CHARACTERS:
-        return True
-    return text.count("<") <= PIECE_TAGS and len(text) <= WHOLE_CHARACTERS and "" not in _TAG_ENDS(text)
-
-
-def pieces(text: str) -> list[str]:
-    """Cut a page into what is parsed in one go each; nearly always it is one piece, the whole page."""
-    if _is_harmless(text):
-        return [text]
-    text = _without_scripts(text)
-    if _is_harmless(text):
-        return [text]
-    cut: list[str] = []
-    start = 0
-    while start < len(text):
-        end = start + PIECE_CHARACTERS
-        if text.count("<", start, end) > PIECE_TAGS:
-            end = start
-            for _ in range(PIECE_TAGS):
-                end = text.index("<", end + 1)
-        if end < len(text):
-            # Not in the middle of an element, if one begins in the last quarter of the piece.
-            cuts = [match.start() for match in _CUTS.finditer(text, start + 3 * (end - start) // 4, end)]
-            end = cuts[-1] if cuts else end
-        piece = text[start:end]
-        # Outside of a table, rows are no elements, and their cells would run together.
-        cut.append("<table>" + piece if piece[:3].lower() == "<tr" else piece)
-        start = end
-    return cut
-
-
-# Formatting elements that are open when a block ends are opened again in the next one (HTML standard,
-# "reconstruct the active formatting elements"), so n of them and n blocks are n² elements: 64 KiB of
-# "<b x=1><p>" with counted attributes took 9 GB. "a" and "nobr" are not here: only one of each is ever open.
-_FORMATTING: Final = re.compile(
-    r"(?<=<)(/?)(?:b|big|code|em|font|i|s|small|strike|strong|tt|u)(?=[\s/>])", re.IGNORECASE
-)
-_FEW_TAGS: Final = 1_500
-_MAX_REOPENED: Final = 2_000_000
-
-
-def without_formatting(text: str) -> str:
-    """Make spans of the formatting elements where they could multiply; its text and links stay the same.
-
-    The bound is counted on the text alone, so nothing in the page can get around it.
-    """
-    tags = text.count("<")
-    if tags <= _FEW_TAGS:
-        return text
-    formatting = len(_FORMATTING.findall(text))
-    if formatting * (tags - formatting // 2) <= _MAX_REOPENED:
-        return text
-    return _FORMATTING.sub(r"\1span", text)
-
-
-def _without_scripts(text: str) -> str:
-    """Leave out scripts, styles and comments, roughly: a piece must not begin in the middle of one."""
-    kept: list[str] = []
-    position = 0
-    lower = text.lower() if text.isascii() else text
-    for opening, closing in (("<script", "</script"), ("<style", "</style"), ("<!--", "-->")):
-        kept, position = [], 0
-        while (start := lower.find(opening, position)) >= 0:
-            end = lower.find(closing, start)
-            if end < 0:
-                break
-            kept.append(text[position:start])
-            position = end + 3 if closing == "-->" else lower.find(">", end) + 1 or len(text)
-        kept.append(text[position:])
-        text = " ".join(kept)
-        lower = text.lower() if text.isascii() else text
-    return text
 
 
 # ------------------------------------------------------------------------------------------ text
@@ -381,18 +320,65 @@ def parse(
     Returns:
         What was read. No bytes make this raise, and none make it take more than some seconds.
     """
+    return _finish(
+        _reading(
+            body, url, content_type, charset,
+            with_text=with_text, respect_nofollow=respect_nofollow, robots_header=robots_header,
+        )
+    )  # fmt: skip
+
+
+async def parse_in_turns(
+    body: bytes,
+    url: str,
+    content_type: str | None = "text/html",
+    charset: str | None = None,
+    *,
+    with_text: bool = True,
+    respect_nofollow: bool = True,
+    robots_header: str | None = None,
+) -> Page:
+    """As `parse`, with a turn for the event loop after each step: none takes long, whatever the bytes are."""
+    steps = _reading(
+        body, url, content_type, charset,
+        with_text=with_text, respect_nofollow=respect_nofollow, robots_header=robots_header,
+    )  # fmt: skip
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        await asyncio.sleep(0)
+
+
+def _reading(
+    body: bytes,
+    url: str,
+    content_type: str | None,
+    charset: str | None,
+    *,
+    with_text: bool,
+    respect_nofollow: bool,
+    robots_header: str | None,
+) -> Generator[None, None, Page]:
+    """The steps of `parse`."""
     page = Page(url)
     html = content_type != "text/plain"
-    text, page.charset, page.cleaned = _decode(body, charset, html=html)
+    text, page.charset, page.cleaned = yield from _decoding(body, charset, html=html)
     if "\0" in text:
         page.cleaned += text.count("\0")
         text = text.replace("\0", "")
     if robots_header:
         page.noindex, page.nofollow = robots_directives(robots_header)
     if html:
-        _read_html(page, text, with_text=with_text, respect_nofollow=respect_nofollow)
+        yield from _read_html(page, text, with_text=with_text, respect_nofollow=respect_nofollow)
     elif with_text:
-        page.text = _fold(text.splitlines())
+        lines = []
+        for start in range(0, len(text), DECODED_AT_ONCE):
+            # Where a line is cut, it is two lines: only in texts that are larger than this.
+            lines.append(_fold(text[start : start + DECODED_AT_ONCE].splitlines()))
+            yield
+        page.text = "\n".join(filter(None, lines))
     hashed = page.text.encode() if with_text else body
     page.content_hash = blake2b(hashed, digest_size=16).hexdigest()
     return page
@@ -418,64 +404,105 @@ def _read_metadata(page: Page, tree: LexborHTMLParser) -> None:
             page.description = _folded(attributes.get("content"), _MAX_DESCRIPTION) or page.description
 
 
-def _read_html(page: Page, text: str, *, with_text: bool, respect_nofollow: bool) -> None:
-    links: dict[str, None] = {}
-    nofollow: dict[str, None] = {}
-    texts: list[str] = []
-    join: Joiner | None = None
-    deadline = time.monotonic() + PAGE_SECONDS
-    for piece in pieces(text):
-        tree = LexborHTMLParser(without_formatting(piece))
-        if join is None:
-            _read_metadata(page, tree)
-            join = _base(page, tree)
-        elif time.monotonic() > deadline:
-            page.truncated = True
-            break
-        _read_links(page, tree, join, links, nofollow, respect_nofollow=respect_nofollow)
-        if with_text:
-            texts.append(_visible_text(tree))
-    page.links = list(links)
-    page.nofollow_links = [url for url in nofollow if url not in links]
-    page.text = texts[0] if len(texts) == 1 else "\n".join(filter(None, texts))
+class _Links:
+    """The links of a page, as they are found."""
 
+    __slots__ = ("followed", "join", "links", "nofollow", "page", "respect_nofollow", "tried")
 
-def _read_links(  # noqa: PLR0912 - five kinds of links
-    page: Page,
-    tree: LexborHTMLParser,
-    join: Joiner,
-    links: dict[str, None],
-    nofollow: dict[str, None],
-    *,
-    respect_nofollow: bool,
-) -> None:
-    """Read the links, and the canonical url, which is one of them by its form."""
-    followed = nofollow if respect_nofollow and page.nofollow else links
+    def __init__(self, page: Page, join: Joiner, *, respect_nofollow: bool) -> None:
+        self.page = page
+        self.join = join
+        self.respect_nofollow = respect_nofollow
+        self.links: dict[str, None] = {}
+        self.nofollow: dict[str, None] = {}
+        self.followed = self.nofollow if respect_nofollow and page.nofollow else self.links
+        self.tried = 0
 
-    def add(target: str, to: dict[str, None]) -> None:
-        if len(to) >= MAX_LINKS:
+    def add(self, target: str, to: dict[str, None]) -> None:
+        """Keep a link, unless there are too many, or it is none."""
+        self.tried += 1
+        if len(to) >= MAX_LINKS or self.tried > MAX_TRIED_LINKS:
             return
         try:
-            to[join(target)] = None
+            to[self.join(target)] = None
         except UnsupportedScheme:
             pass
         except InvalidUrl:
-            page.malformed_links += 1
+            self.page.malformed_links += 1
 
-    for tag in ("a", "area"):
-        for node in tree.tags(tag):
-            attrs = node.attributes
-            href = attrs.get("href")
-            # Most links of other kinds, and links within the page, without the cost of an exception.
-            if href is None or href[:1] == "#" or href[:7] in ("mailto:", "javascr"):
-                continue
-            add(href, nofollow if respect_nofollow and "rel" in attrs and _says_nofollow(attrs["rel"]) else followed)
-    for tag in ("iframe", "frame"):
-        for node in tree.tags(tag)[:MAX_LINKS]:
-            src = node.attributes.get("src")
-            if src and src != "about:blank":
-                add(src, followed)
-    for node in tree.tags("link")[:MAX_LINKS]:
+    def done(self) -> None:
+        """Give them to the page."""
+        self.page.links = list(self.links)
+        self.page.nofollow_links = [url for url in self.nofollow if url not in self.links]
+
+
+def _read_html(page: Page, text: str, *, with_text: bool, respect_nofollow: bool) -> Generator[None]:
+    found: _Links | None = None
+    texts: list[str] = []
+    seconds = 0.0
+    started = time.perf_counter()
+    for piece in pieces(text):
+        if piece:
+            tree = LexborHTMLParser(without_formatting(piece))
+            if found is None:
+                _read_metadata(page, tree)
+                found = _Links(page, _base(page, tree), respect_nofollow=respect_nofollow)
+            for _ in _reading_links(found, tree):
+                seconds += time.perf_counter() - started
+                yield
+                started = time.perf_counter()
+            if with_text:
+                texts.append(_visible_text(tree))
+            del tree
+        if len(piece) == len(text):
+            break  # it was the only one
+        # Only what this page has cost: others may have had long turns.
+        seconds += time.perf_counter() - started
+        if seconds > PAGE_SECONDS:
+            page.truncated = True
+            break
+        yield
+        started = time.perf_counter()
+    if found is not None:
+        found.done()
+    page.text = texts[0] if len(texts) == 1 else "\n".join(filter(None, texts))
+
+
+def _reading_links(found: _Links, tree: LexborHTMLParser) -> Generator[None]:
+    """Read the links of a piece, some in a step, and the canonical url, which is one of them by its form."""
+    for tag, read in _LINK_TAGS:
+        nodes = tree.tags(tag)
+        if len(nodes) <= LINKS_AT_ONCE:
+            if nodes:
+                read(found, nodes)
+            continue
+        for start in range(0, min(len(nodes), MAX_TRIED_LINKS), LINKS_AT_ONCE):
+            read(found, nodes[start : start + LINKS_AT_ONCE])
+            yield
+
+
+def _read_anchors(found: _Links, nodes: list[LexborNode]) -> None:
+    respect_nofollow = found.respect_nofollow
+    for node in nodes:
+        attrs = node.attributes
+        href = attrs.get("href")
+        # Most links of other kinds, and links within the page, without the cost of an exception.
+        if href is None or href[:1] == "#" or href[:7] in ("mailto:", "javascr"):
+            continue
+        nofollow = respect_nofollow and "rel" in attrs and _says_nofollow(attrs["rel"])
+        found.add(href, found.nofollow if nofollow else found.followed)
+
+
+def _read_frames(found: _Links, nodes: list[LexborNode]) -> None:
+    for node in nodes:
+        src = node.attributes.get("src")
+        if src and src != "about:blank":
+            found.add(src, found.followed)
+
+
+def _read_link_elements(found: _Links, nodes: list[LexborNode]) -> None:
+    page = found.page
+    for node in nodes:
         attrs = node.attributes
         href = attrs.get("href")
         rel = (attrs.get("rel") or "").lower().split()
@@ -483,20 +510,33 @@ def _read_links(  # noqa: PLR0912 - five kinds of links
             continue
         if "canonical" in rel and page.canonical_url is None:
             try:
-                page.canonical_url = join(href)
+                page.canonical_url = found.join(href)
             except InvalidUrl:
                 page.malformed_links += 1
         elif ("next" in rel or "alternate" in rel) and "stylesheet" not in rel:
             kind = (attrs.get("type") or "text/html").partition(";")[0].strip().lower()
             if kind in ("text/html", "application/xhtml+xml"):
-                add(href, followed)
-    for node in tree.tags("meta")[:_MAX_METAS]:
+                found.add(href, found.followed)
+
+
+def _read_refreshes(found: _Links, nodes: list[LexborNode]) -> None:
+    for node in nodes:
         attrs = node.attributes
         if (attrs.get("http-equiv") or "").lower() == "refresh":
             match = _REFRESH(attrs.get("content") or "")
             target = (match[1] or match[2] or match[3] or "").strip() if match else ""
             if target:
-                add(target, followed)
+                found.add(target, found.followed)
+
+
+_LINK_TAGS: Final = (
+    ("a", _read_anchors),
+    ("area", _read_anchors),
+    ("iframe", _read_frames),
+    ("frame", _read_frames),
+    ("link", _read_link_elements),
+    ("meta", _read_refreshes),
+)
 
 
 def _base(page: Page, tree: LexborHTMLParser) -> Joiner:

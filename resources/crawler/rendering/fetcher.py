@@ -102,9 +102,8 @@ class RenderingFetcher:
             return fetched
         if not self._auto:
             return await self._render(fetched, follow, headers)
-        if not is_shell(fetched.body, fetched.final_url, fetched.charset) or not self._memory.worth(
-            fetched.final_url
-        ):
+        shell = await is_shell(fetched.body, fetched.final_url, fetched.charset)
+        if not shell or not self._memory.worth(fetched.final_url):
             return fetched
         await self._turn()
         return await self._render(fetched, follow, headers)
@@ -155,7 +154,7 @@ class RenderingFetcher:
                     continue  # the whole browser ended, perhaps by another page's doing
                 break
             rendered.elapsed_ms = fetched.elapsed_ms + round((time.perf_counter() - started) * 1000)
-            return self._finished(rendered, document, address)
+            return await self._finished(rendered, document, address)
         self.counts["render_failed"] += 1
         fetched.final_url, fetched.hops, fetched.body = address, hops, b""
         fetched.error, fetched.error_detail, fetched.retryable = problem.code, problem.detail, False
@@ -196,14 +195,14 @@ class RenderingFetcher:
             kept = {name: value for name, value in kept.items() if name.lower() not in _CONDITIONS}
         return await self._client.fetch(url, follow=follow, headers=kept)
 
-    def _finished(self, rendered: Fetched, before: bytes, address: str) -> Fetched:
+    async def _finished(self, rendered: Fetched, before: bytes, address: str) -> Fetched:
         """Count, learn, and drop what is said of the document alone."""
         if rendered.error is not None or not rendered.body:
             return rendered
         self.counts["rendered"] += 1
         if self._auto:
-            gained = visible_characters(rendered.body, rendered.final_url, rendered.charset)
-            self._memory.learn(address, visible_characters(before, address, None), gained)
+            gained = await visible_characters(rendered.body, rendered.final_url, rendered.charset)
+            self._memory.learn(address, await visible_characters(before, address, None), gained)
         headers: CIMultiDict[str] = CIMultiDict(rendered.headers)
         for name in _VALIDATORS:
             headers.popall(name, None)

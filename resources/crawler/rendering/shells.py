@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from resources.crawler.page import parse
+from resources.crawler.page import parse_in_turns
 from resources.crawler.urls import site_of
 
 __all__ = ["PatternMemory", "is_shell", "visible_characters"]
@@ -60,12 +60,13 @@ def _asks_for_scripts(body: bytes) -> bool:
     return False
 
 
-def visible_characters(body: bytes, url: str, charset: str | None) -> int:
+async def visible_characters(body: bytes, url: str, charset: str | None) -> int:
     """How much a reader would see of a document whose scripts do not run."""
-    return len(parse(_without_noscript(body[:_LOOKED_AT]), url, "text/html", charset).text)
+    page = await parse_in_turns(_without_noscript(body[:_LOOKED_AT]), url, "text/html", charset)
+    return len(page.text)
 
 
-def is_shell(body: bytes, url: str, charset: str | None = None) -> bool:
+async def is_shell(body: bytes, url: str, charset: str | None = None) -> bool:
     """Say whether a document waits for scripts to fill it.
 
     Args:
@@ -79,7 +80,7 @@ def is_shell(body: bytes, url: str, charset: str | None = None) -> bool:
     empty_root, asks = _EMPTY_ROOT(head) is not None, _asks_for_scripts(head)
     if not (empty_root or asks or _BUNDLE(head)):
         return False
-    characters = visible_characters(body, url, charset)
+    characters = await visible_characters(body, url, charset)
     if characters < LITTLE_TEXT:
         return True
     return empty_root and asks and characters < SOME_TEXT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from resources.crawler.rendering.shells import TRIALS, PatternMemory, is_shell
@@ -25,7 +27,7 @@ BUNDLE = "<script src='/main.3f2a.js'></script>"
     ],
 )
 def test_what_waits_for_scripts(html: str) -> None:
-    assert is_shell(html.encode(), URL)
+    assert asyncio.run(is_shell(html.encode(), URL))
 
 
 @pytest.mark.parametrize(
@@ -41,12 +43,12 @@ def test_what_waits_for_scripts(html: str) -> None:
     ],
 )
 def test_what_the_server_has_said(html: str) -> None:
-    assert not is_shell(html.encode(), URL)
+    assert not asyncio.run(is_shell(html.encode(), URL))
 
 
 def test_signs_are_found_in_bounded_time_in_anything() -> None:
     for piece in (b"<noscript>", b"<noscript>javascript", b"<div id='root'>", b"<x-y>", b"<script ", b"<a-a>\n"):
-        is_shell(b"<script src=x></script>" + piece * (2**19 // len(piece)), URL)
+        asyncio.run(is_shell(b"<script src=x></script>" + piece * (2**19 // len(piece)), URL))
 
 
 def test_a_part_of_a_site_that_gains_nothing_is_left_alone_for_a_while() -> None:
