@@ -24,6 +24,7 @@ DEFAULT_STORAGE_BUDGET_BYTES = 10 * 1024**3
 # Where `omniops up` serves the Dagster UI.
 DEFAULT_UI_URL = "http://127.0.0.1:3000"
 DEFAULT_ALERT_SETTLE_SECONDS = 300.0
+DEFAULT_CRAWL_LEASE_SECONDS = 30.0
 # Before anything was crawled with this program.
 DEFAULT_STATISTICS_FIRST_DAY = date(2025, 1, 1)
 
@@ -59,6 +60,8 @@ class Settings:
             https://git.example/omniops/blob/main (`OMNIOPS_SOURCE_URL`); None: they open the files of this machine.
         chromium: the browser that renders pages, by path or name (`OMNIOPS_CHROMIUM`); None: one is looked for.
         private_proxies: a site's proxy may be at a private address (`OMNIOPS_PRIVATE_PROXIES`).
+        crawl_lease_seconds: a crawl's worker that is silent for so long is replaced by another one
+            (`OMNIOPS_CRAWL_LEASE_SECONDS`), 1 to 3,600.
     """
 
     home: Path
@@ -76,6 +79,7 @@ class Settings:
     source_url: str | None = None
     chromium: str | None = None
     private_proxies: bool = False
+    crawl_lease_seconds: float = DEFAULT_CRAWL_LEASE_SECONDS
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -102,6 +106,7 @@ class Settings:
             source_url=_web_page(env, "OMNIOPS_SOURCE_URL"),
             chromium=(env.get("OMNIOPS_CHROMIUM") or "").strip() or None,
             private_proxies=_yes_or_no(env, "OMNIOPS_PRIVATE_PROXIES"),
+            crawl_lease_seconds=_lease(env, "OMNIOPS_CRAWL_LEASE_SECONDS", DEFAULT_CRAWL_LEASE_SECONDS),
         )
 
 
@@ -143,6 +148,14 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
         seconds = -1.0
     if not 0 <= seconds <= 86_400:
         msg = f"{name} is {value[:40]!r}, but it must be a number of seconds from 0 to 86400"
+        raise InvalidSetting(msg)
+    return seconds
+
+
+def _lease(env: Mapping[str, str], name: str, default: float) -> float:
+    seconds = _seconds(env, name, default)
+    if not 1 <= seconds <= 3_600:
+        msg = f"{name} is {seconds:g}, but it must be from 1 to 3,600 seconds"
         raise InvalidSetting(msg)
     return seconds
 

@@ -44,6 +44,13 @@ def database_engine(settings: Settings | None = None) -> Engine:
     return engine_for(endpoints(settings).database_url)
 
 
+def crawl_engine(settings: Settings | None = None) -> Engine:
+    """The pool of those who crawl: what one of them has locked is free again before its lease runs out."""
+    settings = settings or Settings.from_environment()
+    url = endpoints(settings).database_url
+    return engine_for(url, idle_in_transaction_seconds=settings.crawl_lease_seconds / 2)
+
+
 def cache(settings: Settings | None = None) -> RedisWithFallback:
     """The ephemeral tier, which may be away, of a program that has the permanent one too."""
     return _client(endpoints(settings).redis_url)

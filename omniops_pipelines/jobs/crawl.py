@@ -267,7 +267,7 @@ def crawl_pages(
     plan = replace(
         CrawlPlan.from_config(job["config"]), allow_private=planned["allow_private"], shards=planned["shards"]
     )
-    frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
+    frontier = postgres.frontier(job_id, job["customer_id"])
     try:
         # Read here and not in plan_crawl, because what an op returns is kept.
         access = access_for_crawl(postgres.engine(), job["customer_id"], plan.urls, Settings.from_environment())
@@ -287,7 +287,7 @@ def crawl_pages(
                 skipped=stats.skipped_pages,
             ),
             on_committed=_result_cache(manager, job_id),
-            index=partial(index_waiting_content, postgres.engine()),
+            index=partial(index_waiting_content, postgres.crawl_engine()),
             reconnect=postgres.endpoints().ensure_running,
             run_id=context.run_id,
             limiter=shared_limiter(manager.cache),
@@ -344,7 +344,7 @@ def complete_crawl(
         msg = f"job {job_id} was removed while its run was ending"
         raise _refuse(RuntimeError(msg))
     if not crawled["finished"] and crawled["complete"] and job["status"] == "running":
-        frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
+        frontier = postgres.frontier(job_id, job["customer_id"])
         job = _wait_for_other_workers(context, manager, frontier, job)
         if job["status"] != "running":
             context.log.info(f"job {job_id} is {job['status']} already, by another worker's run")
@@ -456,7 +456,7 @@ def _close_run_of_killed_process(context: dg.OpExecutionContext, postgres: Postg
     job = postgres.job_manager().get_job_from_postgres(job_id)
     if job is None or not job["run_id"] or job["run_id"] == context.run_id:
         return
-    frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
+    frontier = postgres.frontier(job_id, job["customer_id"])
     run = context.instance.get_run_by_id(job["run_id"])
     if run is not None and not run.is_finished and frontier.take_over_dead_workers() and not frontier.live_workers():
         message = f"the run's process was killed; its job {job_id} goes on in run {context.run_id}"

@@ -8,7 +8,6 @@ from typing import Final
 import dagster as dg
 from pydantic import Field
 
-from resources.postgres.frontier import CrawlFrontier
 from resources.postgres.resource import PostgresResource
 from resources.run_tags import TAG_JOB, TAG_ON_INTERRUPT
 
@@ -34,7 +33,7 @@ def settle_job(instance: dg.DagsterInstance, run_id: str, postgres: PostgresReso
         job = manager.get_job_from_postgres(job_id)
         if job is None or job["status"] not in ("queued", "running") or job["run_id"] not in (None, run.run_id):
             return
-        frontier = CrawlFrontier(postgres.engine(), job_id, job["customer_id"])
+        frontier = postgres.frontier(job_id, job["customer_id"])
         frontier.take_over_dead_workers()
         if frontier.live_workers():
             return  # another run is at it

@@ -32,6 +32,7 @@ from resources.crawler.conditional import conditions, is_unchanged_by_sitemap
 from resources.crawler.discovery import READING_JOBS, SitemapDiscovery
 from resources.crawler.link_rules import LinkRules
 from resources.crawler.outcomes import PageOutcomes, message_of
+from resources.crawler.patience import Patience
 from resources.crawler.plan import CrawlOutcome, CrawlProgress
 from resources.crawler.politeness import MAX_TRIES, PATIENCE_SECONDS, Politeness, ReadyUrls, backoff
 from resources.crawler.rendering.browser import RenderLimits
@@ -41,7 +42,6 @@ from resources.crawler.traps import without_session
 from resources.crawler.urls import url_hash
 from resources.crawler.writer import BatchWriter
 from resources.postgres.frontier import (
-    HEARTBEAT_SECONDS,
     Batch,
     Committed,
     CrawlFrontier,
@@ -49,6 +49,7 @@ from resources.postgres.frontier import (
     FoundLink,
     FrontierUrl,
     JobLook,
+    WorkerReplaced,
 )
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ class Crawl:
                     if self._stop_reason is not None or self._budget_spent():
                         break
                     # A commit whose answer was lost may have left urls that nobody held; released, they show here.
-                    if not await self._loop.run_in_executor(executor, self._frontier.has_waiting_urls):
+                    if not await self._patience(executor).call(self._frontier.has_waiting_urls):
                         break
             finally:
                 await self.politeness.close()
@@ -249,25 +250,24 @@ class Crawl:
 
     async def _work(self, executor: ThreadPoolExecutor) -> None:
         """Be a worker of the job until there is nothing more to do."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(executor, self._frontier.take_over_dead_workers)
+        patience = self._patience(executor)
+        await patience.call(self._frontier.take_over_dead_workers)
         # With the job type `sitemap`, a start url only says whose sitemaps are read, or is one.
         start = () if self._plan.job_type == "sitemap" else self._plan.urls
         seeds = [FrontierUrl(url_hash(url), url, 0) for url in start]
-        await loop.run_in_executor(executor, self._frontier.seed, seeds)
-        self._heed(await loop.run_in_executor(executor, self._frontier.look))
-        await loop.run_in_executor(executor, self._begin_with_known_pages)
-        worker = await loop.run_in_executor(executor, lambda: self._frontier.register_worker(run_id=self._run_id))
+        await patience.call(self._frontier.seed, seeds)
+        self._heed(await patience.call(self._frontier.look))
+        await patience.call(self._begin_with_known_pages)
+        worker = await patience.call(lambda: self._frontier.register_worker(run_id=self._run_id))
         ready = ReadyUrls(self.politeness, self.progress.phases)
         manager = FrontierRequestManager(
-            self._frontier, worker, self._plan.max_pages, ready, executor, self._look_up, company=self._plan.shards
+            self._frontier, worker, self._plan.max_pages, ready, patience, self._look_up, company=self._plan.shards
         )
         writer = BatchWriter(
             lambda batch: self._commit(worker, batch, manager.own_links),
             self._committed,
             lambda: manager.hungry,
-            executor,
-            self._reconnect,
+            patience,
         )
         manager.writer = writer
         self._manager = manager
@@ -283,7 +283,7 @@ class Crawl:
         self._crawler = crawler
         writer.start()
         watch = asyncio.create_task(self._watch(worker, manager, executor), name="crawl watch")
-        sitemaps = self._read_sitemaps(worker, manager, client, executor)
+        sitemaps = self._read_sitemaps(worker, manager, client, patience)
         try:
             if self._renderer is not None and self._plan.render == "browser" and self._stop_reason is None:
                 await self._renderer.start()
@@ -302,6 +302,9 @@ class Crawl:
             await client.cleanup()
             self._update_progress(manager, writer)
             await self._release(worker, executor)
+
+    def _patience(self, executor: ThreadPoolExecutor) -> Patience:
+        return Patience(executor, self._reconnect)
 
     def _begin_with_known_pages(self) -> None:
         """Where pages of the site are known: have them looked up; an incremental crawl visits them all.
@@ -324,11 +327,11 @@ class Crawl:
         return self._known_pages.lookup(urls) if self._known_pages is not None and urls else {}
 
     def _read_sitemaps(
-        self, worker: int, manager: FrontierRequestManager, client: GuardedHttpClient, executor: ThreadPoolExecutor
+        self, worker: int, manager: FrontierRequestManager, client: GuardedHttpClient, patience: Patience
     ) -> asyncio.Task[None]:
         """Read the job's sitemaps beside the crawl, which does not end before."""
         self._sitemaps = SitemapDiscovery(
-            self._plan, self._rules, self.politeness, client, self._frontier.discovery, manager, executor
+            self._plan, self._rules, self.politeness, client, self._frontier.discovery, manager, patience
         )
         manager.expecting = self._plan.job_type in READING_JOBS
         return asyncio.create_task(self._read_sitemaps_of(worker, manager, self._sitemaps), name="sitemaps")
@@ -439,7 +442,8 @@ class Crawl:
     async def _watch(self, worker: int, manager: FrontierRequestManager, executor: ThreadPoolExecutor) -> None:
         """Keep the time limit, renew the lease, and hear when another program ends the job."""
         loop = asyncio.get_running_loop()
-        next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+        every = self._frontier.lease_seconds / 3
+        next_heartbeat = time.monotonic() + every
         next_look = time.monotonic() + LOOK_SECONDS
         while True:
             await asyncio.sleep(0.25)
@@ -450,13 +454,16 @@ class Crawl:
                 self._end_for("max_seconds")
             try:
                 if now >= next_heartbeat:
-                    next_heartbeat = now + HEARTBEAT_SECONDS
+                    next_heartbeat = now + every
                     await loop.run_in_executor(executor, self._frontier.heartbeat, worker)
                     await self._store_counts(executor)
                 if now >= next_look:
                     next_look = now + LOOK_SECONDS
                     self._heed(await loop.run_in_executor(executor, self._frontier.look))
-            except Exception as error:  # noqa: BLE001 - the writer decides about a lost database, and the fence about a lost lease
+            except WorkerReplaced as error:
+                manager.fail(error)
+                return
+            except Exception as error:  # noqa: BLE001 - the writer decides about a lost database
                 logger.warning("heartbeat failed: %s", error)
 
     def _heed(self, look: JobLook | None) -> None:
@@ -652,13 +659,13 @@ class Crawl:
     # --- the end --------------------------------------------------------------------------------------------
 
     async def _outcome(self, executor: ThreadPoolExecutor) -> CrawlOutcome:
-        loop = asyncio.get_running_loop()
+        patience = self._patience(executor)
         self.progress.seconds = time.monotonic() - self._started
         self.progress.waiting = self.progress.in_flight = 0
         if self._stop_reason is not None:
             complete = self._stop_reason in ("max_seconds", "max_bytes")
             return CrawlOutcome(self._stop_reason, complete, None, self.progress)
-        if await loop.run_in_executor(executor, self._frontier.has_waiting_urls):
+        if await patience.call(self._frontier.has_waiting_urls):
             return CrawlOutcome("max_pages", complete=True, detail=None, progress=self.progress)
         seeds = list(self._seed_outcomes.values())
         if seeds and self.progress.successful == 0 and not self._outcomes.unmodified:
@@ -669,7 +676,7 @@ class Crawl:
             if all(seed.status == "failed" and seed.http_status is None for seed in seeds):
                 detail = f"no start url could be reached: {seeds[0].url}: {seeds[0].error_message}"
                 return CrawlOutcome("site_unreachable", complete=True, detail=detail, progress=self.progress)
-        await loop.run_in_executor(executor, self._frontier.record_unfollowed, MAX_UNFOLLOWED_ROWS)
+        await patience.call(self._frontier.record_unfollowed, MAX_UNFOLLOWED_ROWS)
         if self._plan.job_type == "sitemap" and self._sitemaps is not None and not self.progress.total:
             reason, detail = self._sitemaps.why_nothing()
             return CrawlOutcome(reason, complete=True, detail=detail, progress=self.progress)

@@ -23,16 +23,15 @@ from resources.crawler.politeness import MAX_TRIES, backoff
 from resources.crawler.robots import fetch_policy
 from resources.crawler.sitemaps import MAX_BYTES, SitemapReader
 from resources.crawler.urls import origin_of, site_of
-from resources.crawler.writer import DATABASE_PATIENCE_SECONDS
-from resources.postgres.connection import DatabaseUnreachable, is_connection_lost
+from resources.postgres.connection import DatabaseUnreachable
 from resources.postgres.frontier import FrontierUrl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Executor
 
     from resources.crawler.client import Fetched, GuardedHttpClient
     from resources.crawler.link_rules import LinkRules
+    from resources.crawler.patience import Patience
     from resources.crawler.plan import CrawlPlan
     from resources.crawler.politeness import Politeness
     from resources.crawler.request_manager import FrontierRequestManager
@@ -115,7 +114,7 @@ class SitemapDiscovery:
         client: of the crawl; it asks the politeness before each request.
         store: where what was found goes.
         manager: told that urls wait.
-        executor: where the store is called.
+        patience: calls the store.
 
     Attributes:
         report: what became of them so far.
@@ -129,7 +128,7 @@ class SitemapDiscovery:
         client: GuardedHttpClient,
         store: Discovery,
         manager: FrontierRequestManager,
-        executor: Executor,
+        patience: Patience,
     ) -> None:
         self._plan = plan
         self._rules = rules
@@ -137,7 +136,7 @@ class SitemapDiscovery:
         self._client = client
         self._store = store
         self._manager = manager
-        self._executor = executor
+        self._patience = patience
         self._queue: deque[_File] = deque()
         self._seen: set[str] = set()
         self._part: list[SitemapEntry] = []
@@ -322,14 +321,5 @@ class SitemapDiscovery:
             self._manager.more_waits()
 
     async def _call(self, call: Callable[[], _T]) -> _T:
-        """Call the store in the frontier's thread; a lost database is waited for as the writer waits for it."""
-        loop = asyncio.get_running_loop()
-        give_up_at = time.monotonic() + DATABASE_PATIENCE_SECONDS
-        while True:
-            try:
-                return await loop.run_in_executor(self._executor, call)
-            except (DBAPIError, DatabaseUnreachable) as error:
-                lost = isinstance(error, DatabaseUnreachable) or is_connection_lost(error)
-                if not lost or time.monotonic() > give_up_at:
-                    raise
-                await asyncio.sleep(_RETRY_SECONDS)
+        """Call the store in the frontier's thread; a lost database is waited for."""
+        return await self._patience.call(call)

@@ -24,11 +24,11 @@ from resources.crawler.writer import MAX_UNSAVED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from concurrent.futures import Executor
     from datetime import datetime
 
     from crawlee.storage_clients.models import ProcessedRequest
 
+    from resources.crawler.patience import Patience
     from resources.crawler.politeness import ReadyUrls
     from resources.crawler.writer import BatchWriter
     from resources.postgres.frontier import Batch, Committed, CrawlFrontier, FrontierUrl
@@ -82,8 +82,8 @@ class FrontierRequestManager(RequestManager):
         worker: this worker's fencing token.
         max_pages: of the job; this worker reserves its part of it.
         ready: holds the urls that can be fetched.
-        executor: where the frontier is called.
-        look_up: what is known of urls, called in `executor`.
+        patience: calls the frontier, and again where its answer was lost.
+        look_up: what is known of urls, called by `patience`.
         company: workers that are to share the job; from the first page on each leaves the others something then.
 
     Attributes:
@@ -96,7 +96,7 @@ class FrontierRequestManager(RequestManager):
         worker: int,
         max_pages: int,
         ready: ReadyUrls,
-        executor: Executor,
+        patience: Patience,
         look_up: Callable[[Sequence[str]], Mapping[str, KnownPage]],
         company: int = 1,
     ) -> None:
@@ -106,7 +106,8 @@ class FrontierRequestManager(RequestManager):
         self._company = company
         self._worker = worker
         self._max_pages = max_pages
-        self._executor = executor
+        self._patience = patience
+        self._losses = 0
         self.writer: BatchWriter | None = None
         self._ready = ready
         self._delayed: list[tuple[float, int, Task]] = []
@@ -232,13 +233,17 @@ class FrontierRequestManager(RequestManager):
             return
         surplus = [task.hash for task in self._ready.give_up(SHARED_CLAIM_URLS)]
         if surplus:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._executor, self._frontier.hand_back, self._worker, surplus)
+            await self._patience.call(self._frontier.hand_back, self._worker, surplus)
             self._waiting_in_postgres = True
 
     def more_waits(self) -> None:
         """Urls were entered into the frontier beside the pages' links."""
         self._waiting_in_postgres = True
+        self._wake.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the crawl with this error: nothing more can come of it."""
+        self.error = self.error or error
         self._wake.set()
 
     def stop(self) -> None:
@@ -263,7 +268,7 @@ class FrontierRequestManager(RequestManager):
             self._wake.clear()
             self._ensure_refill()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._patience())
+                await asyncio.wait_for(self._wake.wait(), self._wait_seconds())
         return False
 
     async def is_finished(self) -> bool:
@@ -335,7 +340,7 @@ class FrontierRequestManager(RequestManager):
             return False
         return self.stopping or self.finished or (self.budget_spent and not self._delayed and not self._ready.counted)
 
-    def _patience(self) -> float:
+    def _wait_seconds(self) -> float:
         """How long to wait for work: until the next delayed or paced request, but not long."""
         patience = _WAIT_SECONDS
         if self._delayed:
@@ -358,21 +363,20 @@ class FrontierRequestManager(RequestManager):
 
     async def _fill(self) -> None:
         """Reserve pages and claim urls; find out whether the job is finished."""
-        loop = asyncio.get_running_loop()
         # Asked first: what is entered after that is seen by the last look into the frontier, below.
         expecting = self.expecting
         try:
-            reserved_by_others = await self._reserve(loop) if self._pages_left <= 0 else 0
+            reserved_by_others = await self._reserve() if self._pages_left <= 0 else 0
             # Told now: a page that is fetched while urls are claimed may use up what is reserved, and not the budget.
             refused = self._pages_left <= 0
             if not refused:
-                await self._claim(loop)
+                await self._claim()
             if not self._at_rest() or (self._pages_left <= 0 and not refused):
                 return
             if refused and not reserved_by_others:
-                self.budget_spent = True
-            elif await loop.run_in_executor(self._executor, self._frontier.anything_left, self._worker):
-                await self._wait_for_others(loop)
+                await self._give_up_budget()
+            elif await self._patience.call(self._frontier.anything_left, self._worker):
+                await self._wait_for_others()
             elif expecting:
                 await asyncio.sleep(_WAIT_SECONDS)
                 self._waiting_in_postgres = True
@@ -383,13 +387,11 @@ class FrontierRequestManager(RequestManager):
         finally:
             self._wake.set()
 
-    async def _claim(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _claim(self) -> None:
         """Lease urls that wait in Postgres."""
         claim = CLAIM_URLS if self._alone else SHARED_CLAIM_URLS
-        claimed: list[FrontierUrl] = await loop.run_in_executor(
-            self._executor, self._frontier.claim, self._worker, claim
-        )
-        known = await loop.run_in_executor(self._executor, self._look_up, [url.url for url in claimed])
+        claimed: list[FrontierUrl] = await self._patience.call(self._frontier.claim, self._worker, claim)
+        known = await self._patience.call(self._look_up, [url.url for url in claimed])
         for url in claimed:
             self._followed.add(url.hash)
             if url.found_by == "known":
@@ -398,26 +400,34 @@ class FrontierRequestManager(RequestManager):
         self._waiting_in_postgres = len(claimed) == claim
         self._next_poll = time.monotonic() + _WAIT_SECONDS
 
-    async def _reserve(self, loop: asyncio.AbstractEventLoop) -> int:
+    async def _reserve(self) -> int:
         """Reserve pages of the job's budget; returns how many others have reserved and not used."""
         want = RESERVE_PAGES if self._alone else SHARED_RESERVE_PAGES
-        reserved = await loop.run_in_executor(
-            self._executor, self._frontier.reserve_pages, self._worker, want, self._max_pages
-        )
+        reserved = await self._patience.call(self._frontier.reserve_pages, self._worker, want, self._max_pages)
         await self._mind_others(reserved.other_workers > 0)
         self._pages_left += reserved.granted
         return reserved.reserved_by_others
 
-    async def _wait_for_others(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _wait_for_others(self) -> None:
         """Another worker may still find links, or leave some of the budget: rest, look after the dead, ask again.
 
         A worker with urls and no pages left to fetch them waits as well, but does not say that it has nothing to do.
         """
         if not self._ready:
             self._pages_left = 0
-            await loop.run_in_executor(self._executor, self._frontier.rest, self._worker)
-        if not await loop.run_in_executor(self._executor, self._frontier.take_over_dead_workers):
+            await self._patience.call(self._frontier.rest, self._worker)
+        if not await self._patience.call(self._frontier.take_over_dead_workers):
             await asyncio.sleep(_WAIT_SECONDS)
+        self._waiting_in_postgres = True
+
+    async def _give_up_budget(self) -> None:
+        """Nothing was granted: the budget is spent, unless it went to an answer that was lost."""
+        if self._losses == self._patience.losses:
+            self.budget_spent = True
+            return
+        self._losses = self._patience.losses
+        # Nothing is under way here, so whatever this worker still has reserved is what it never heard of.
+        await self._patience.call(self._frontier.rest, self._worker)
         self._waiting_in_postgres = True
 
     def _nothing_unsaved(self) -> bool:

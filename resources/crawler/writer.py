@@ -7,42 +7,32 @@ grow when the database is slow and shrink when it is quick, and the event loop n
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import DBAPIError
-
-from resources.postgres.connection import DatabaseUnreachable, is_connection_lost
 from resources.postgres.frontier import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from concurrent.futures import Executor
 
+    from resources.crawler.patience import Patience
     from resources.postgres.frontier import Committed, FinishedUrl, FoundLink
-
-logger = logging.getLogger(__name__)
 
 # A batch is committed when it has this many pages, or when this much time has passed since its first.
 BATCH_PAGES = 100
 BATCH_SECONDS = 0.1
 # Fetching is held back while more than this many pages are unsaved: what a kill costs, and what memory holds.
 MAX_UNSAVED = 600
-# How long a lost database is waited for before the crawl gives up (nothing is lost then either: it resumes).
-DATABASE_PATIENCE_SECONDS = 60.0
 
 
 class BatchWriter:
     """Commits what the crawl finishes.
 
     Args:
-        commit: writes a batch, called in `executor`; it is called again with the same batch when the connection
-            was lost.
+        commit: writes a batch; it is called again with the same batch when the connection was lost.
         committed: told of each batch after it is written, on the event loop.
         hungry: True while the crawl has too little to fetch; then a batch goes at once, since its links are wanted.
-        executor: where `commit` runs.
-        reconnect: called in `executor` when the connection was lost, before the next try.
+        patience: runs `commit`.
     """
 
     def __init__(
@@ -50,16 +40,12 @@ class BatchWriter:
         commit: Callable[[Batch], Committed],
         committed: Callable[[Batch, Committed], Awaitable[None]],
         hungry: Callable[[], bool],
-        executor: Executor,
-        reconnect: Callable[[], None] | None = None,
-        patience_seconds: float = DATABASE_PATIENCE_SECONDS,
+        patience: Patience,
     ) -> None:
         self._commit = commit
         self._committed = committed
         self._hungry = hungry
-        self._executor = executor
-        self._reconnect = reconnect
-        self._patience = patience_seconds
+        self._patience = patience
         self._batch = Batch()
         self._first_at = 0.0
         self._writing = 0
@@ -129,27 +115,8 @@ class BatchWriter:
                 continue
 
     async def _write(self, batch: Batch) -> Committed:
-        loop = asyncio.get_running_loop()
-        give_up_at = time.monotonic() + self._patience
-        wait = 0.25
-        while True:
-            started = time.perf_counter()
-            try:
-                return await loop.run_in_executor(self._executor, self._commit, batch)
-            except (DBAPIError, DatabaseUnreachable) as error:
-                lost = isinstance(error, DatabaseUnreachable) or is_connection_lost(error)
-                if not lost:
-                    raise
-                if time.monotonic() > give_up_at:
-                    msg = (
-                        f"the database has been away for {self._patience:.0f} s: the crawl stops here, and what "
-                        "was committed is safe; resume it with the same job id when the database is back"
-                    )
-                    raise DatabaseUnreachable(msg) from error
-                logger.warning("the database went away; trying again in %.1f s", wait)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, 5.0)
-                if self._reconnect is not None:
-                    await loop.run_in_executor(self._executor, self._reconnect)
-            finally:
-                self.seconds += time.perf_counter() - started
+        started = time.perf_counter()
+        try:
+            return await self._patience.call(self._commit, batch)
+        finally:
+            self.seconds += time.perf_counter() - started

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
@@ -24,8 +24,16 @@ if TYPE_CHECKING:
 
 APPLICATION_NAME = "omniops"
 
-# libpq's own wait is without end; ten seconds is long for a database and short for a person.
-_CONNECT_ARGS = {"connect_timeout": 10, "application_name": APPLICATION_NAME}
+# libpq's own waits are without end. Ten seconds for a connection is long for a database and short for a person; and a
+# server that went away without a word (its machine lost its power) is noticed within a minute.
+_CONNECT_ARGS = {
+    "connect_timeout": 10,
+    "application_name": APPLICATION_NAME,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 
 
 class DatabaseError(RuntimeError):
@@ -86,8 +94,9 @@ def describe_error(error: Exception, url: str) -> DatabaseError:
 
 
 # Classes of SQLSTATE that say "the server went away", not "the statement is wrong":
-# 08 connection exception, 57P operator intervention (shutdown, crash), 53300 too many connections.
-_LOST = ("08", "57P", "53300")
+# 08 connection exception, 57P operator intervention (shutdown, crash), 53300 too many connections, 25P03 its
+# transaction was left alone for too long (the program was frozen).
+_LOST = ("08", "57P", "53300", "25P03")
 
 
 def is_connection_lost(error: BaseException) -> bool:
@@ -119,14 +128,20 @@ def connect_once(url: str) -> Iterator[Connection]:
         engine.dispose()
 
 
-_engines: dict[str, Engine] = {}
+_engines: dict[tuple[str, float | None], Engine] = {}
 _engines_lock = threading.Lock()
 
 
-def engine_for(url: str) -> Engine:
-    """The process's engine for a url: a small pool, checked before use, so a restarted server is no error."""
+def engine_for(url: str, *, idle_in_transaction_seconds: float | None = None) -> Engine:
+    """The process's engine for a url: a small pool, checked before use, so a restarted server is no error.
+
+    Args:
+        url: of the database.
+        idle_in_transaction_seconds: the server ends a transaction for which this process does nothing for so long,
+            and with it the locks that a frozen process would hold; None: the server's own setting.
+    """
     with _engines_lock:
-        engine = _engines.get(url)
+        engine = _engines.get((url, idle_in_transaction_seconds))
         if engine is None:
             engine = create_engine(
                 driver_url(url),
@@ -136,8 +151,20 @@ def engine_for(url: str) -> Engine:
                 pool_recycle=1800,
                 connect_args=_CONNECT_ARGS,
             )
-            _engines[url] = engine
+            if idle_in_transaction_seconds is not None:
+                _bound_transactions(engine, idle_in_transaction_seconds)
+            _engines[url, idle_in_transaction_seconds] = engine
         return engine
+
+
+def _bound_transactions(engine: Engine, seconds: float) -> None:
+    """Have the server end transactions of this pool that are left alone."""
+
+    @event.listens_for(engine, "connect")
+    def bound(connection: Any, _: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {round(seconds * 1000)}")
+        connection.commit()
 
 
 def dispose_engines() -> None:

@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from resources.postgres.known_pages import KnownPage
 
 # A worker whose lease ran out is replaced. Half a minute is long against a commit (tens of milliseconds) and a
-# heartbeat (ten seconds), and keeps a takeover within a minute.
+# heartbeat (a third of it), and keeps a takeover within a minute.
 LEASE_SECONDS = 30.0
-HEARTBEAT_SECONDS = 10.0
 
 # A page that nothing leads to may be a mistake of one day; after so many whole crawls it is meant.
 UNLINKED_CRAWLS = 3
@@ -264,11 +263,15 @@ class CrawlFrontier:
         engine: the permanent tier.
         job_id: the job.
         customer_id: whose job it is.
+        lease_seconds: for how long a worker of it may be silent.
     """
 
-    def __init__(self, engine: Engine, job_id: str, customer_id: UUID | str) -> None:
+    def __init__(
+        self, engine: Engine, job_id: str, customer_id: UUID | str, *, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
         self._engine = engine
         self.job_id = job_id
+        self.lease_seconds = lease_seconds
         self._customer_id = str(customer_id)
 
     @property
@@ -283,7 +286,7 @@ class CrawlFrontier:
 
     # --- workers --------------------------------------------------------------------------------------------
 
-    def register_worker(self, *, run_id: str | None = None, lease_seconds: float = LEASE_SECONDS) -> int:
+    def register_worker(self, *, run_id: str | None = None, lease_seconds: float | None = None) -> int:
         """Make this process a worker of the job; the number returned is its fencing token."""
         me = this_process()
         with self._engine.begin() as connection:
@@ -302,12 +305,12 @@ class CrawlFrontier:
                     "pid": me.pid,
                     "started": me.started,
                     "run_id": run_id,
-                    "lease": lease_seconds,
+                    "lease": lease_seconds or self.lease_seconds,
                 },
             ).scalar_one()
         return worker
 
-    def heartbeat(self, worker: int, *, lease_seconds: float = LEASE_SECONDS) -> str:
+    def heartbeat(self, worker: int) -> str:
         """Renew the lease and learn the job's status, which another program may have changed.
 
         Raises:
@@ -321,10 +324,10 @@ class CrawlFrontier:
                     FROM scrape_jobs AS j
                     WHERE w.worker_id = :worker AND j.job_id = w.job_id RETURNING j.status
                 """),
-                {"worker": worker, "lease": lease_seconds},
+                {"worker": worker, "lease": self.lease_seconds},
             )
         if status is None:
-            raise WorkerReplaced(_replaced_message(worker))
+            raise self._replaced(worker)
         return status
 
     def look(self) -> JobLook | None:
@@ -354,10 +357,10 @@ class CrawlFrontier:
                         leased_until = clock_timestamp() + make_interval(secs => :lease)
                     WHERE worker_id = :worker
                 """),
-                {"worker": worker, "lease": LEASE_SECONDS},
+                {"worker": worker, "lease": self.lease_seconds},
             ).rowcount
         if not found:
-            raise WorkerReplaced(_replaced_message(worker))
+            raise self._replaced(worker)
 
     def take_over_dead_workers(self) -> int:
         """Free the urls of workers that are gone: lease run out, or process known to be dead.
@@ -480,14 +483,16 @@ class CrawlFrontier:
 
         Pages done and pages reserved by live workers never exceed `max_pages`, because both are counted under
         the lock on the job's row, and a commit turns one into the other.
+
+        Raises:
+            WorkerReplaced: the lease ran out before and was taken.
         """
         with self._engine.begin() as connection:
             connection.execute(
                 text("SELECT 1 FROM scrape_jobs WHERE job_id = :job_id FOR NO KEY UPDATE"), {"job_id": self.job_id}
             )
-            granted = (
-                connection.execute(
-                    text("""
+            granted: int | None = connection.execute(
+                text("""
                     UPDATE omniops_meta.crawl_workers AS w
                     SET pages_left = w.pages_left + g.granted, busy = w.busy OR g.granted > 0
                     FROM (
@@ -498,10 +503,10 @@ class CrawlFrontier:
                     ) AS g
                     WHERE w.worker_id = :worker RETURNING g.granted
                 """),
-                    {"job_id": self.job_id, "worker": worker, "want": want, "max_pages": max_pages},
-                ).scalar_one_or_none()
-                or 0
-            )
+                {"job_id": self.job_id, "worker": worker, "want": want, "max_pages": max_pages},
+            ).scalar_one_or_none()
+            if granted is None:
+                raise self._replaced(worker)
             others = connection.execute(
                 text("""
                     SELECT count(*) AS workers, coalesce(sum(pages_left), 0) AS pages
@@ -518,7 +523,6 @@ class CrawlFrontier:
         *,
         own_links: int,
         mark_linked: bool = False,
-        lease_seconds: float = LEASE_SECONDS,
     ) -> Committed:
         """Write a batch in one transaction: links, acknowledgements, content, results.
 
@@ -527,7 +531,6 @@ class CrawlFrontier:
             batch: finished urls and the links that they hold.
             own_links: so many of the new links may become this worker's at once; the rest wait for anyone.
             mark_linked: the job began with urls that were known before; put down which of them are linked.
-            lease_seconds: how long the lease is renewed for.
 
         Raises:
             WorkerReplaced: another worker has taken over; nothing was written.
@@ -539,7 +542,7 @@ class CrawlFrontier:
         seen = [f for f in finished if f.unchanged]
         parameters = {
             "worker": worker,
-            "lease": lease_seconds,
+            "lease": self.lease_seconds,
             "own_links": own_links,
             "mark_linked": mark_linked,
             "link_hash": [link.hash for link in links],
@@ -587,12 +590,15 @@ class CrawlFrontier:
             row = self._in_transaction(_COMMIT, parameters)
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) == _REPLACED:
-                raise WorkerReplaced(_replaced_message(worker)) from error
+                raise self._replaced(worker) from error
             raise
         return Committed(frozenset(row.owned), frozenset(row.acknowledged), row.shared)
 
     def anything_left(self, worker: int) -> bool:
-        """True if urls wait, or another live worker may still find some. Read in one snapshot."""
+        """True if urls wait, or another worker has some or may still find some. Read in one snapshot.
+
+        A worker whose lease ran out counts until it is taken over: only then do its urls wait for others.
+        """
         with self._engine.connect() as connection:
             return bool(
                 connection.scalar(
@@ -600,8 +606,7 @@ class CrawlFrontier:
                         SELECT EXISTS (SELECT 1 FROM crawl_frontier
                                        WHERE job_id = :job_id AND worker_id IS NULL AND skip_reason IS NULL)
                             OR EXISTS (SELECT 1 FROM omniops_meta.crawl_workers
-                                       WHERE job_id = :job_id AND worker_id <> :worker AND busy
-                                         AND leased_until > clock_timestamp())
+                                       WHERE job_id = :job_id AND worker_id <> :worker AND busy)
                     """),
                     {"job_id": self.job_id, "worker": worker},
                 )
@@ -699,9 +704,8 @@ class CrawlFrontier:
                 {"job_id": self.job_id, "limit": limit},
             ).rowcount
 
-
-def _replaced_message(worker: int) -> str:
-    return (
-        f"this worker ({worker}) was silent for longer than its lease of {LEASE_SECONDS:.0f} s, and another one "
-        "took over its urls: it stops, and nothing is lost"
-    )
+    def _replaced(self, worker: int) -> WorkerReplaced:
+        return WorkerReplaced(
+            f"this worker ({worker}) was silent for longer than its lease of {self.lease_seconds:g} s, and another "
+            "one took over its urls: it stops, and nothing is lost"
+        )

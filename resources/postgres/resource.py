@@ -9,10 +9,13 @@ import dagster as dg
 from pydantic import Field
 
 from resources import stack
+from resources.postgres.frontier import CrawlFrontier
 from resources.postgres.jobs import PersistentJobManager
 from resources.settings import Settings
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from sqlalchemy import Engine
 
     from resources.services import Endpoints
@@ -39,6 +42,15 @@ class PostgresResource(dg.ConfigurableResource[None]):
     def engine(self) -> Engine:
         """The process's pool of connections."""
         return stack.database_engine(self._settings())
+
+    def frontier(self, job_id: str, customer_id: UUID | str) -> CrawlFrontier:
+        """A job's frontier, on connections whose transactions end where their process is frozen."""
+        lease = self._settings().crawl_lease_seconds
+        return CrawlFrontier(self.crawl_engine(), job_id, customer_id, lease_seconds=lease)
+
+    def crawl_engine(self) -> Engine:
+        """The pool of those who crawl."""
+        return stack.crawl_engine(self._settings())
 
     def job_manager(self) -> PersistentJobManager:
         """The audit trail of jobs."""

@@ -220,6 +220,30 @@ def test_workers_of_one_job_that_are_killed_lose_nothing(
     assert fetched < PAGES + 150 * len(moments)
 
 
+def test_a_frozen_worker_is_replaced_and_what_it_says_later_is_refused(
+    big_site: Site, database: Database, program: Program
+) -> None:
+    big_site.latency = 0.1
+    process = program.start(
+        "crawl", big_site.url, "--job-id", "frozen", "--shards", "2", "--concurrency", "4", "--allow-private",
+        "--json", OMNIOPS_CRAWL_LEASE_SECONDS="3",
+    )  # fmt: skip
+    wait_until(lambda: len(workers_of(database, "frozen")) == 2 or process.poll() is not None, why="two workers")
+    wait_until(lambda: count_results(database, "frozen") >= 60 or process.poll() is not None, why="60 pages")
+    frozen = workers_of(database, "frozen")[0]
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        # Whatever it was at, the other one has all of it before it wakes.
+        wait_until(lambda: count_results(database, "frozen") == PAGES, seconds=60, why="the other worker")
+        wait_until(lambda: workers_of(database, "frozen") == [], seconds=60, why="the other worker's end")
+        assert job_status(database, "frozen") == "running"
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    ended = finish(process).expect(0)
+    assert (ended.json["status"], ended.json["total_pages"]) == ("completed", PAGES)
+    assert_exact(database, "frozen", urls_of(big_site))
+
+
 def test_the_same_job_ordered_twice_at_the_same_moment_is_one_job(
     big_site: Site, database: Database, program: Program
 ) -> None:

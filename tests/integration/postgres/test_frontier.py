@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from resources.crawler.plan import CrawlPlan
 from resources.crawler.urls import url_hash
+from resources.postgres.connection import engine_for, is_connection_lost
 from resources.postgres.frontier import (
     Batch,
     CrawlFrontier,
@@ -107,6 +109,46 @@ def test_the_late_commit_of_a_replaced_worker_is_refused(frontier: CrawlFrontier
     assert database.value("SELECT count(*) FROM scrape_job_results") == 0
     heir = frontier.register_worker()
     assert frontier.claim(heir, 10) == [url]
+
+
+def test_a_worker_that_rests_learns_that_it_was_replaced(frontier: CrawlFrontier) -> None:
+    late = frontier.register_worker(lease_seconds=-1)
+    assert frontier.take_over_dead_workers() == 1
+    with pytest.raises(WorkerReplaced):
+        frontier.reserve_pages(late, 10, 100)
+    with pytest.raises(WorkerReplaced):
+        frontier.rest(late)
+
+
+def test_urls_of_an_expired_lease_keep_the_others_until_they_are_taken_over(frontier: CrawlFrontier) -> None:
+    frontier.seed(_urls("/"))
+    frontier.claim(frontier.register_worker(lease_seconds=-1), 1)
+    other = frontier.register_worker()
+    assert frontier.anything_left(other)
+    assert frontier.take_over_dead_workers() == 1
+    assert len(frontier.claim(other, 10)) == 1
+
+
+def test_what_a_frozen_worker_has_locked_is_free_before_long(frontier: CrawlFrontier, database: Database) -> None:
+    frontier.seed(_urls("/", "/a"))
+    engine = engine_for(database.url, idle_in_transaction_seconds=0.3)
+    frozen = frontier.register_worker(lease_seconds=-1)
+    with engine.connect() as connection:
+        # As a commit that was frozen after its statement: all of its locks are held, and nobody says COMMIT.
+        connection.execute(text("SELECT 1 FROM scrape_jobs FOR UPDATE"))
+        connection.execute(text("SELECT 1 FROM crawl_frontier FOR UPDATE"))
+        connection.execute(
+            text("UPDATE omniops_meta.crawl_workers SET busy = true WHERE worker_id = :w"), {"w": frozen}
+        )
+        assert frontier.take_over_dead_workers() == 1
+        heir = frontier.register_worker()
+        assert frontier.reserve_pages(heir, 10, 100).granted == 10
+        with pytest.raises(DBAPIError) as lost:
+            connection.execute(text("SELECT 1"))
+    assert is_connection_lost(lost.value)
+    # Awake again it has a new connection, and hears the truth.
+    with pytest.raises(WorkerReplaced):
+        CrawlFrontier(engine, frontier.job_id, frontier._customer_id).heartbeat(frozen)
 
 
 def test_a_live_worker_is_not_taken_over(frontier: CrawlFrontier) -> None:
