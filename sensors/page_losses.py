@@ -72,7 +72,7 @@ def judge(job: CompletedJob) -> Alert | None:
         message=f"{job.domain} of {job.customer} lost {job.lost:,} of {job.alive:,} pages in one crawl; "
         "none was removed",
         what_to_do="Open some of them in a browser. If the site is broken or was moved, mend that and crawl it "
-        "again. If it is meant, remove them: SELECT crawl_settle_pages(job id, '{}', 3, true).",
+        f"again. If it is meant, remove them: omniops jobs settle {job.job_id} --accept-removals",
         customer_id=job.customer_id,
         run_id=job.run_id,
         details={"job_id": job.job_id, "lost": job.lost, "before": job.alive},

@@ -15,6 +15,7 @@ from resources.postgres.customers import InvalidSlug
 from resources.postgres.erasure import ErasureRefused
 from resources.postgres.jobs import JobIdTaken, UnknownJob
 from resources.postgres.queue_admin import QueueRefused, UnknownMessage
+from resources.postgres.removals import NothingHeldBack
 from resources.postgres.secret_keys import SecretError
 from resources.services import ServiceError
 from resources.settings import InvalidSetting
@@ -32,6 +33,7 @@ _EXPECTED = (
     UnknownCustomer,
     InvalidSlug,
     NoHold,
+    NothingHeldBack,
     ErasureRefused,
     QueueRefused,
     UnknownMessage,

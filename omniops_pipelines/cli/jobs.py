@@ -192,6 +192,34 @@ def resume_jobs(job_ids: tuple[str, ...], as_json: bool, **options: int | None) 
     return 1 if failed else 0
 
 
+@jobs.command("settle")
+@click.argument("job_id")
+@click.option("--accept-removals", is_flag=True, help="Remove them; else they are shown.")
+@click.option("--yes", is_flag=True, help="With --accept-removals: do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+def settle_job(job_id: str, accept_removals: bool, yes: bool, as_json: bool) -> None:
+    """Pages that a crawl did not find any more, and kept, because they were most of the site: show or remove them."""
+    from omniops_pipelines.cli import output
+    from resources import stack
+    from resources.postgres.removals import settle_held_back
+
+    _manager()
+    found = settle_held_back(stack.database_engine(), job_id, accept=accept_removals and yes)
+    if not as_json:
+        output.print_table(("url", "reason"), [{"url": url, "reason": reason} for url, reason in found.pages])
+        more = f", {len(found.pages)} of them above" if found.total > len(found.pages) else ""
+        click.echo(f"{found.total:,} of {found.alive:,} pages{more}", err=True)
+    if accept_removals and not yes and found.total:
+        click.confirm("Remove them?", abort=True, err=True)
+        found = settle_held_back(stack.database_engine(), job_id, accept=True)
+    if as_json:
+        output.print_json(found.as_dict())
+    elif found.accepted:
+        click.echo(f"Removed {found.total:,} pages: they come back when a crawl finds them again", err=True)
+    else:
+        click.echo("Nothing was changed: --accept-removals removes them", err=True)
+
+
 def _why_not_resumed(manager: PersistentJobManager, job_id: str) -> str | None:
     from resources.postgres.jobs import UnknownJob
 

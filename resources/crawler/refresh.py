@@ -11,12 +11,11 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
 
-from resources.crawler.crawl_order import CrawlOrder, InvalidOrder, check_order
+from resources.crawler.crawl_order import InvalidOrder
 from resources.crawler.stored_order import check_domain, plan_for_site
 from resources.postgres.refresh import MAX_EVERY_HOURS, MIN_EVERY_HOURS, SiteDue, sites
 
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
 
     from resources.crawler.plan import CrawlPlan
     from resources.postgres.jobs import PersistentJobManager
+
+# What is queued; where nothing is known of a site, such a job crawls all of it.
+JOB_TYPE: Final = "incremental"
 
 # What a refresh may queue at once: a backlog of days is worked off in hours, and no hour's queue is endless.
 DEFAULT_MAX_JOBS: Final = 1_000
@@ -123,19 +125,6 @@ def check_max_jobs(max_jobs: int) -> int:
     return max_jobs
 
 
-@cache
-def refresh_job_type() -> str:
-    """What a refresh queues: `incremental` jobs, of which one that knows nothing of its site crawls all of it.
-
-    A version that does not run them queues full crawls, rather than jobs that would fail.
-    """
-    try:
-        check_order(CrawlOrder(urls=("https://site.example/",), job_type="incremental"))
-    except InvalidOrder:
-        return "full_crawl"
-    return "incremental"
-
-
 @dataclass(frozen=True, slots=True)
 class _Job:
     """A job that is to be queued."""
@@ -163,7 +152,7 @@ def plan_site(site: SiteDue, now: datetime) -> _Job:
         )
         msg = f"{where} is {value!r:.80}, but it must be {wanted}"
         raise InvalidOrder(msg)
-    plan = plan_for_site(site.customer, site.domain, site.settings or {}, refresh_job_type())
+    plan = plan_for_site(site.customer, site.domain, site.settings or {}, JOB_TYPE)
     domain = check_domain(site.domain)
     return _Job(site, job_id_for(site.customer, domain, site.every_hours, now), domain, plan)
 

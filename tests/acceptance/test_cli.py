@@ -222,14 +222,18 @@ def test_limits_and_globs_of_the_command_line_hold(site: Site, database: Databas
     assert {str(row["url"]).rsplit("/", 1)[1] for row in excluded} >= {"p1"}
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("signal_number", "shards"), [(signal.SIGINT, "1"), (signal.SIGTERM, "1"), (signal.SIGINT, "2")]
+)
 def test_an_interrupted_crawl_pauses_its_job_and_says_how_to_resume(
-    signal_number: signal.Signals, site: Site, database: Database, program: Program
+    signal_number: signal.Signals, shards: str, site: Site, database: Database, program: Program
 ) -> None:
     site.chain(200)
     site.latency = 0.3
     job_id = "a-job-with-a-name-that-is-long-enough-to-be-wrapped-at-eighty-columns"
-    process = program.start("crawl", site.url, "--allow-private", "--job-id", job_id, "--json")
+    process = program.start(
+        "crawl", site.url, "--allow-private", "--job-id", job_id, "--shards", shards, "--concurrency", "8", "--json"
+    )
     wait_until(lambda: count_results(database, job_id) >= 20, why="20 pages")
     asked = time.monotonic()
     process.send_signal(signal_number)
@@ -263,6 +267,27 @@ def test_an_interruption_before_the_first_page_is_a_clean_end_too(
     process.send_signal(signal.SIGINT)
     finish(process, 30).expect(1)
     assert job_status(database, "early") == "paused"
+
+
+def test_pages_that_most_of_a_site_lost_are_removed_when_somebody_says_so(
+    site: Site, database: Database, program: Program
+) -> None:
+    site.chain(8)
+    program.run("crawl", site.url, "--allow-private", "--job-id", "before", "--json").expect(0)
+    for n in range(1, 8):
+        del site.pages[f"/p{n}"]
+    program.run("crawl", site.url, "--allow-private", "--job-id", "after", "--json").expect(0)
+    removed = "SELECT count(*) FROM scraped_pages WHERE removed_at IS NOT NULL"
+    shown = program.run("jobs", "settle", "after").expect(0)
+    assert f"{site.url}p1" in shown.out
+    assert "Nothing was changed" in shown.err
+    program.run("jobs", "settle", "after", "--accept-removals").expect(1)  # nobody is there to be asked
+    assert database.value(removed) == 0
+    lost = shown.err.split(" of ", 1)[0]
+    accepted = program.run("jobs", "settle", "after", "--accept-removals", "--yes", "--json").expect(0)
+    assert accepted.json["accepted"]
+    assert accepted.json["total"] == int(lost) == database.value(removed)
+    assert "held back nothing" in program.run("jobs", "settle", "after").expect(1).err
 
 
 # --- the audit trail ---------------------------------------------------------------------------------------------

@@ -131,6 +131,39 @@ def test_a_crawl_survives_kill_9_of_its_embedded_postgres(big_site: Site, home: 
     embedded.run("services", "stop").expect(0)
 
 
+def test_workers_of_one_job_survive_a_restart_of_postgres(big_site: Site, home: Path, embedded: Program) -> None:
+    big_site.latency = 0.2
+    process = embedded.start(
+        "crawl",
+        big_site.url,
+        "--job-id",
+        "restart",
+        "--shards",
+        "2",
+        "--concurrency",
+        "4",
+        "--allow-private",
+        "--json",
+    )
+    settings = Settings(home, None, None, None)
+    wait_until(lambda: all(service.running for service in status(settings)) or process.poll() is not None)
+    (postgres,) = (service for service in status(settings) if service.name == "postgres")
+    database = Database("omniops", postgres.url, postgres.url, postgres.url, "")
+    wait_until(_quietly(lambda: count_results(database, "restart") >= 60), why="60 pages")
+    assert postgres.pid is not None
+    os.kill(postgres.pid, signal.SIGINT)  # a fast shutdown; the supervisor starts it again
+    ended = finish(process)
+    assert "Traceback" not in ended.err, ended.err
+    if ended.status != 0:
+        # Where it was Dagster's own record that could not be written, the run has failed; the job has not.
+        assert ended.err.strip()
+        embedded.run("jobs", "resume", "restart", "--json").expect(0)
+    finish(embedded.start("services", "start")).expect(0)
+    assert_exact(database, "restart", urls_of(big_site))
+    database.engine.dispose()
+    embedded.run("services", "stop").expect(0)
+
+
 def test_two_processes_crawl_two_jobs_at_once(big_site: Site, database: Database, program: Program) -> None:
     processes = [
         program.start("crawl", big_site.url, "--job-id", job, "--customer", job, "--allow-private", "--json")

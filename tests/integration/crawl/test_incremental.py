@@ -16,6 +16,7 @@ from sqlalchemy import text
 from resources.crawler.plan import CrawlPlan
 from resources.crawler.urls import url_hash
 from resources.postgres.frontier import FrontierUrl
+from resources.postgres.removals import NothingHeldBack, settle_held_back
 from tests.support.crawling import crawl, make_crawl, make_job, results
 from tests.support.site import Handler, Page, Site, html
 
@@ -332,9 +333,35 @@ def test_a_site_that_loses_most_of_its_pages_keeps_them_until_somebody_has_looke
     assert (settled["held_back"], settled["gone"], settled["alive"]) == (True, 7, 12)
     frontier = database.frontier("second")
     assert frontier.settle_pages([]) == settled  # said once
-    accepted = frontier.settle_pages([], accept_losses=True)
-    assert (accepted["held_back"], accepted["gone"]) == (False, 7)
+    shown = settle_held_back(database.engine, "second", accept=False, limit=3)
+    gone = [(f"{pages.site.url}p{n}", "gone") for n in (10, 11, 5)]
+    assert (shown.accepted, shown.total, shown.alive, list(shown.pages)) == (False, 7, 12, gone)
+    assert database.value("SELECT count(*) FROM scraped_pages WHERE removed_at IS NOT NULL") == 0
+    assert frontier.settle_pages([]) == settled
+    accepted = settle_held_back(database.engine, "second", accept=True)
+    assert (accepted.accepted, accepted.gone, len(accepted.pages)) == (True, 7, 7)
     assert database.value("SELECT count(*) FROM scraped_pages WHERE removed_reason = 'gone'") == 7
+    with pytest.raises(NothingHeldBack, match="held back nothing"):
+        settle_held_back(database.engine, "second", accept=True)
+
+
+@pytest.mark.parametrize("status", ["cancelled", "failed"])
+def test_a_crawl_that_did_not_come_to_its_end_decides_about_no_page(
+    status: str, pages: Versioned, database: Database
+) -> None:
+    pages.chain(12)
+    crawl(database, pages.site.url, "first")
+    for n in range(5, 12):
+        del pages.site.pages[f"/p{n}"]
+    plan = CrawlPlan(urls=(pages.site.url,), allow_private=True, job_type="incremental")
+    make_job(database, "second", plan)
+    make_crawl(database, "second", plan).run()
+    database.manager.update_job_status("second", status, finish_reason="error" if status == "failed" else status)
+    with pytest.raises(NothingHeldBack, match=f"is {status} and has decided about no page"):
+        settle_held_back(database.engine, "second", accept=True)
+    assert (
+        database.value("SELECT count(*) FROM scraped_pages WHERE removed_at IS NOT NULL OR missing_crawls > 0") == 0
+    )
 
 
 # --- intervals --------------------------------------------------------------------------------------------------

@@ -109,6 +109,18 @@ def test_no_minute_has_more_requests_than_the_limit(
     assert run.politeness.in_force() == {f"127.0.0.1:{site.port}": {"requests_per_minute": 12.0}}
 
 
+def test_the_workers_of_a_job_have_one_limit(
+    site: Site, database: Database, limiters: Callable[[], AsyncRateLimiter]
+) -> None:
+    site.chain(60)
+    plan = CrawlPlan(urls=(site.url,), allow_private=True, requests_per_minute=12, max_seconds=3, shards=2)
+    make_job(database, "shared", plan)
+    runs = [make_crawl(database, "shared", plan, limiter=limiters()) for _ in range(2)]
+    assert [outcome.finish_reason for outcome in ended(started(*runs))] == ["max_seconds"] * 2
+    assert len(site.moments) == most_in_a_minute([moment for moment, _ in site.moments]) == 12
+    assert sum(site.requests[path] for path in site.requests if path != ROBOTS) == len(results(database, "shared"))
+
+
 def test_each_hop_of_a_redirect_is_a_request(site: Site, database: Database) -> None:
     site.add("/", [f"/r{n}" for n in range(20)])
     for n in range(20):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from resources.crawler.crawl_order import InvalidOrder
 from resources.crawler.plan import CrawlPlan
-from resources.crawler.refresh import InvalidRefresh, RefreshResult, job_id_for, refresh, refresh_job_type
+from resources.crawler.refresh import JOB_TYPE, InvalidRefresh, RefreshResult, job_id_for, refresh
 from resources.crawler.stored_order import plan_for_site
 from resources.redis import AsyncRateLimiter, AsyncRedisWithFallback, RedisWithFallback
 from tests.integration.jobs.conftest import failures, metadata
@@ -75,9 +75,9 @@ def test_a_site_without_settings_is_crawled_from_its_front_page_once_a_day(datab
     job = database.manager.get_job_from_postgres("refresh-20261124-acme_shop.example")
     assert job is not None
     assert (job["status"], job["domain"], job["job_type"], job["customer"], job["run_id"]) == (
-        "queued", "shop.example", refresh_job_type(), "acme", None,
+        "queued", "shop.example", JOB_TYPE, "acme", None,
     )  # fmt: skip
-    assert job["config"] == CrawlPlan(urls=("https://shop.example/",), job_type=refresh_job_type()).as_config()
+    assert job["config"] == CrawlPlan(urls=("https://shop.example/",), job_type=JOB_TYPE).as_config()
     finish(database)
     for hours in (0, 1, 12, 23):
         assert outcomes(queue(database, NOON + timedelta(hours=hours))) == {"shop.example": "recent"}
@@ -97,7 +97,7 @@ def test_settings_become_the_jobs_plan(database: Database) -> None:
     plan = CrawlPlan(
         urls=("https://www.shop.example/docs/",), max_pages=50, max_depth=3, max_seconds=600, concurrency=4,
         include=("/docs/**",), exclude=("/docs/old/**",), respect_robots=False,
-        requests_per_minute=30, job_type=refresh_job_type(),
+        requests_per_minute=30, job_type=JOB_TYPE,
     )  # fmt: skip
     assert database.value("SELECT config FROM scrape_jobs WHERE job_id = :j", j=job_id) == plan.as_config()
 
