@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from resources.crawler.plan import CrawlPlan, CrawlProgress
 
     Listener = Callable[[str, CrawlPlan, CrawlProgress], None]
+    EmbeddingListener = Callable[[str, int, int], None]
 
 logger = logging.getLogger(__name__)
 
 _listeners: list[Listener] = []
+_embedding_listeners: list[EmbeddingListener] = []
 
 _LOOK_SECONDS = 0.5
 
@@ -36,6 +38,22 @@ def publish(job_id: str, plan: CrawlPlan, progress: CrawlProgress) -> None:
     """Tell the listeners."""
     for listener in _listeners:
         listener(job_id, plan, progress)
+
+
+@contextmanager
+def listening_to_embedding(listener: EmbeddingListener) -> Iterator[None]:
+    """Call `listener(job_id, pages embedded, pages to embed)` a few times a second while pages are embedded."""
+    _embedding_listeners.append(listener)
+    try:
+        yield
+    finally:
+        _embedding_listeners.remove(listener)
+
+
+def publish_embedding(job_id: str, embedded: int, pages: int) -> None:
+    """Tell those listeners."""
+    for listener in _embedding_listeners:
+        listener(job_id, embedded, pages)
 
 
 @contextmanager

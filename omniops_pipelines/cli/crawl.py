@@ -64,7 +64,9 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
     default=None,
     help="Allow private and loopback addresses: for sites on your own machine.  [default: no]",
 )
-@click.option("--embed/--no-embed", default=None, help="Compute embeddings.  [default: no]")
+@click.option(
+    "--embed/--no-embed", default=None, help="Embed the pages that changed, when the crawl has ended.  [default: no]"
+)
 @click.option(
     "--render",
     type=click.Choice(_RENDER_MODES),
@@ -157,9 +159,13 @@ def run_order(urls: tuple[str, ...], options: Mapping[str, Any], *, as_json: boo
         known = manager.get_job_from_postgres(order.job_id) if order.job_id else None
         if known is not None and "customer" not in given:
             order = replace(order, customer=known["customer"])
-        if known is not None and "shards" not in given:
-            order = replace(order, shards=CrawlPlan.from_config(known["config"]).shards)
+        if known is not None:
+            kept = CrawlPlan.from_config({"urls": (), **known["config"]})
+            # The run's configuration names every field, so those that nobody named say what the job says.
+            order = replace(order, **{name: getattr(kept, name) for name in ("shards", "embed") if name not in given})
         planned = crawl_order.plan_crawl(order, manager, given.keys())
+        if not planned.finished or "embed" in given:
+            crawl_order.check_embeddings(planned.plan, stack.database_engine())
         if not planned.finished:
             crawl_order.check_browser(planned.plan)
             access = access_for_crawl(
@@ -168,9 +174,25 @@ def run_order(urls: tuple[str, ...], options: Mapping[str, Any], *, as_json: boo
             crawl_order.check_hosts(planned.plan, access)
     except crawl_order.InvalidOrder as error:
         raise click.UsageError(str(error)) from error
-    if planned.finished:
+    if planned.finished and not _has_pages_to_embed(planned):
         return _already_finished(planned, as_json)
     return _execute(order, planned, as_json)
+
+
+def _has_pages_to_embed(planned: PlannedCrawl) -> bool:
+    """True if a complete job's run ended before all of its pages were embedded."""
+    if not planned.plan.embed or planned.status != "completed":
+        return False
+    from resources import stack
+    from resources.content.embeddings import provider_from_settings
+    from resources.postgres.embeddings import count_waiting
+    from resources.postgres.tenancy import service_connection
+
+    provider = provider_from_settings()
+    if provider is None:
+        return False
+    with service_connection(engine=stack.database_engine()) as connection:
+        return count_waiting(connection, provider.model, job_id=planned.job_id, most=1) > 0
 
 
 def _already_finished(planned: PlannedCrawl, as_json: bool) -> int:
@@ -226,7 +248,12 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
     failure: str | None = None
     run_id: str | None = None
     interrupted = False
-    with dg.DagsterInstance.get() as instance, CrawlBar(screen) as bar, progress.listening(bar.update):
+    with (
+        dg.DagsterInstance.get() as instance,
+        CrawlBar(screen) as bar,
+        progress.listening(bar.update),
+        progress.listening_to_embedding(bar.update_embedding),
+    ):
         try:
             run: dict[str, Any] = {
                 "run_config": {
@@ -296,14 +323,17 @@ def _was_interrupted(result: Any, job_id: str) -> bool:
     none, and the job was paused.
     """
     from omniops_pipelines.jobs.crawl import INTERRUPTED
+    from omniops_pipelines.jobs.embedding import INTERRUPTED_EMBEDDING
     from resources import stack
 
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     if not failures:
         job = stack.get_persistent_job_manager().get_job_from_postgres(job_id)
-        return job is not None and job["status"] == "paused"
+        # Completed: it was interrupted while its pages were embedded.
+        return job is not None and job["status"] in ("paused", "completed")
+    said = (INTERRUPTED, INTERRUPTED_EMBEDDING)
     return any(
-        (failure.user_failure_data is not None and failure.user_failure_data.description == INTERRUPTED)
+        (failure.user_failure_data is not None and failure.user_failure_data.description in said)
         or (failure.error is not None and failure.error.cls_name == "DagsterExecutionInterruptedError")
         for failure in failures
     )

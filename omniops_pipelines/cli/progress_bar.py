@@ -53,6 +53,15 @@ class CrawlBar:
         """Take it off the screen."""
         self._bar.stop()
 
+    def update_embedding(self, job_id: str, embedded: int, pages: int) -> None:
+        """Show how many of the job's pages are embedded, after its crawl."""
+        del job_id
+        left = f"embedding {pages:,} pages"
+        self._bar.update(self._task, completed=embedded, total=pages, waiting=max(0, pages - embedded), left=left)
+        if not self._console.is_terminal and time.monotonic() >= self._plain_at:
+            self._plain_at = time.monotonic() + _PLAIN_LINE_SECONDS
+            self._console.print(f"{embedded:,} of {pages:,} pages embedded")
+
     def update(self, job_id: str, plan: CrawlPlan, progress: CrawlProgress) -> None:
         """Show how far the crawl is. `job_id` is for listeners with several jobs."""
         del job_id

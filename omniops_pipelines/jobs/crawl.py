@@ -8,22 +8,26 @@ Annotations are evaluated here (no `from __future__ import annotations`): Dagste
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import dagster as dg
 from pydantic import Field
+from sqlalchemy import text
 
 from assets.audit import AUDIT_TABLES
 from assets.content import CONTENT_TABLES
 from assets.row_counts import count_rows
 from omniops_pipelines import progress, shards
 from omniops_pipelines.job_summary import summarise
+from omniops_pipelines.jobs.embedding import embed_pages
 from omniops_pipelines.jobs.executor import crawl_executor
 from omniops_pipelines.jobs.job_record import JobRecord
+from resources.content.search_cache import forget_searches
 from resources.crawler import completion, crawl_order
 from resources.crawler.crawl import Crawl
 from resources.crawler.crawl_order import CrawlOrder, InvalidOrder, PlannedCrawl, RefusedOrder
@@ -133,7 +137,11 @@ class CrawlConfig(dg.Config):
         default=False,
         description="Allow private and loopback addresses. For sites on one's own machine, never for a customer's.",
     )
-    embed: bool = Field(default=False, description="Compute embeddings. Not part of this version: leave it off.")
+    embed: bool = Field(
+        default=False,
+        description="When the crawl has ended, embed the pages whose text changed, with the model of "
+        "OMNIOPS_EMBEDDINGS. Off: the night's run does it.",
+    )
     shards: int = Field(
         default=1,
         description="Workers that share the job, 1 to 32; with several each has a process of its own.",
@@ -241,6 +249,7 @@ def plan_crawl(
         "finished": planned.finished,
         "allow_private": planned.plan.allow_private,
         "shards": workers,
+        "embed": planned.plan.embed,
     }
     return [dg.DynamicOutput(known, mapping_key=str(number)) for number in range(1, workers + 1)]
 
@@ -286,7 +295,7 @@ def crawl_pages(
                 failed=stats.failed_pages,
                 skipped=stats.skipped_pages,
             ),
-            on_committed=_result_cache(manager, job_id),
+            on_committed=_result_cache(manager, job_id, job["customer_id"]),
             index=partial(index_waiting_content, postgres.crawl_engine()),
             reconnect=postgres.endpoints().ensure_running,
             run_id=context.run_id,
@@ -331,10 +340,18 @@ def crawl_pages(
     }
 
 
-@dg.op(description="Ends the job's record, and reports what the content and audit tables hold now.")
+@dg.op(
+    description="Ends the job's record, and reports what the content and audit tables hold now.",
+    out={
+        "result": dg.Out(dict[str, Any], description="The job's figures."),
+        "to_embed": dg.Out(
+            dict[str, Any], is_required=False, description="The job, where its pages are to be embedded."
+        ),
+    },
+)
 def complete_crawl(
     context: dg.OpExecutionContext, crawls: list[dict[str, Any]], postgres: PostgresResource
-) -> dict[str, Any]:
+) -> Iterator[dg.Output[dict[str, Any]]]:
     """Complete (or fail) the job, materialise the assets, and put the job's figures on the run's page."""
     crawled = shards.merge(crawls)
     job_id: str = crawled["job_id"]
@@ -352,6 +369,9 @@ def complete_crawl(
             job = _end_job(context, manager, frontier, crawled)
     elif job["status"] in ("paused", "cancelled"):
         context.log.info(f"job {job_id} was {job['status']} while it was crawled: what was finished is kept")
+    if not crawled["finished"] and manager.cache is not None and _has_changed(postgres, job):
+        # Again: what was cached while the last texts were not indexed yet lacks them.
+        forget_searches(manager.cache, job["customer_id"])
     summary = summarise(manager, job_id, context.run_id)
     for table in (*CONTENT_TABLES, *AUDIT_TABLES):
         rows = count_rows(postgres.engine(), table, job_id=job_id, customer_id=job["customer_id"])
@@ -370,18 +390,20 @@ def complete_crawl(
     figures = {name: value for name, value in summary.items() if value is not None}
     redis = manager.cache.snapshot().as_dict() if manager.cache is not None else {}
     rendering = {"rendering": crawled["rendering"]} if crawled.get("rendering") else {}
-    context.add_output_metadata({
+    metadata = {
         **figures,
         "phases": crawled.get("phases") or {},
         "politeness": crawled.get("politeness") or {},
         **rendering,
         "redis": redis,
-    })  # fmt: skip
+    }
     if job["status"] == "failed":
         raise dg.Failure(
             description=f"job {job_id} failed: {job['error_message']}", metadata=figures, allow_retries=False
         )
-    return summary
+    yield dg.Output(summary, "result", metadata=metadata)
+    if crawled["embed"] and job["status"] == "completed":
+        yield dg.Output({"job_id": job_id, "customer": crawled["customer"]}, "to_embed")
 
 
 @dg.job(
@@ -395,7 +417,8 @@ def crawl_job() -> None:
     """The main job."""
     crawls = plan_crawl().map(crawl_pages).collect()
     # What is to be done once for all workers' pages stands here: it takes their reports and hands them on.
-    complete_crawl(crawls)
+    _, to_embed = complete_crawl(crawls)
+    embed_pages(to_embed)
 
 
 def crawl_alone() -> dg.JobDefinition:
@@ -430,6 +453,7 @@ def _plan(
         planned = crawl_order.plan_crawl(order, manager, given)
         if not planned.finished:
             crawl_order.check_browser(planned.plan)
+            crawl_order.check_embeddings(planned.plan, postgres.engine())
             check_hosts(planned.customer, planned.plan)
         return planned
     # Another program wrote the row, and nobody has checked what it asks for.
@@ -438,6 +462,7 @@ def _plan(
         wanted = crawl_order.check_urls(order.urls) if order.urls else plan.urls
         if wanted == plan.urls:
             crawl_order.check_browser(plan)
+            crawl_order.check_embeddings(plan, postgres.engine())
             check_hosts(order.customer, plan)
     except (InvalidOrder, RefusedOrder, UnusableAccess) as error:
         manager.fail_job(order.job_id, str(error))
@@ -461,6 +486,18 @@ def _close_run_of_killed_process(context: dg.OpExecutionContext, postgres: Postg
     if run is not None and not run.is_finished and frontier.take_over_dead_workers() and not frontier.live_workers():
         message = f"the run's process was killed; its job {job_id} goes on in run {context.run_id}"
         context.instance.report_run_failed(run, message=message)
+
+
+def _has_changed(postgres: PostgresResource, job: dict[str, Any]) -> bool:
+    """True if the job has written or removed a page of its customer's."""
+    with postgres.engine().connect() as connection:
+        found = connection.scalar(
+            text("""SELECT EXISTS (SELECT 1 FROM scrape_job_results WHERE job_id = :job AND changed)
+                        OR EXISTS (SELECT 1 FROM scraped_pages
+                                   WHERE customer_id = :customer AND removed_at >= :started)"""),
+            {"job": job["job_id"], "customer": job["customer_id"], "started": job["started_at"]},
+        )
+    return bool(found)
 
 
 def _wait_for_other_workers(
@@ -555,12 +592,16 @@ def _run_interruptibly(crawl: Crawl, on_interrupt: str, tick: Callable[[], objec
     return result
 
 
-def _result_cache(manager: PersistentJobManager, job_id: str) -> Callable[[Sequence[FinishedUrl]], None]:
-    """Copies committed results to Redis, up to a bound for each run."""
+def _result_cache(
+    manager: PersistentJobManager, job_id: str, customer_id: UUID
+) -> Callable[[Sequence[FinishedUrl]], None]:
+    """Copies committed results to Redis, up to a bound for each run; what was found in older texts is forgotten."""
     room = MAX_CACHED_RESULTS
 
     def copy(finished: Sequence[FinishedUrl]) -> None:
         nonlocal room
+        if manager.cache is not None and any(one.content is not None for one in finished):
+            forget_searches(manager.cache, customer_id)
         if room <= 0:
             return
         chosen = finished[:room]

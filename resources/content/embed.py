@@ -11,7 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from resources.content.chunks import Chunk, chunk_page
-from resources.content.embeddings import EmbeddingCancelled, EmbeddingError, EmbeddingProvider
+from resources.content.embeddings import (
+    BudgetSpent,
+    EmbeddingCancelled,
+    EmbeddingError,
+    EmbeddingProvider,
+    EmbeddingRefused,
+    provider_from_settings,
+)
 from resources.content.search_cache import forget_searches
 from resources.postgres import embeddings as store
 from resources.postgres.tenancy import service_connection, service_transaction
@@ -43,6 +50,7 @@ class EmbedProgress:
         skipped_customers: whose pages another program is embedding at the moment.
         seconds: since the run began.
         stopped: why it ended before everything was done; None: it did not.
+        spent: it was stopped by what a run may send, which is no trouble: the next run goes on.
     """
 
     pages: int = 0
@@ -53,10 +61,28 @@ class EmbedProgress:
     skipped_customers: int = 0
     seconds: float = 0.0
     stopped: str | None = None
+    spent: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""
         return {**asdict(self), "seconds": round(self.seconds, 3)}
+
+
+def usable_provider(engine: Engine) -> EmbeddingProvider:
+    """The configured model, if it can be embedded with as things stand. No endpoint is asked, nothing is written.
+
+    Raises:
+        EmbeddingRefused: none is configured.
+        ModelRefused: it is registered with another width, or its indexes are missing.
+        InvalidSetting: a setting cannot be meant, or one is missing.
+    """
+    provider = provider_from_settings()
+    if provider is None:
+        msg = "OMNIOPS_EMBEDDINGS is none: there is no model to embed with (minilm needs no network and no key)"
+        raise EmbeddingRefused(msg)
+    with service_connection(engine=engine) as connection:
+        store.check_usable(connection, provider.model, provider.dimensions)
+    return provider
 
 
 class _Run:
@@ -70,6 +96,7 @@ class _Run:
         on_progress: Callable[[EmbedProgress], None] | None,
         limit: int | None,
         cache: RedisWithFallback | None,
+        job_id: str | None,
     ) -> None:
         self.engine = engine
         self.provider = provider
@@ -78,6 +105,7 @@ class _Run:
         self._on_progress = on_progress
         self._limit = limit
         self._cache = cache
+        self._job_id = job_id
         self._started = time.monotonic()
 
     def add(self, **figures: int) -> None:
@@ -135,6 +163,7 @@ class _Run:
                     self.provider.model,
                     customer_id,
                     domain=domain,
+                    job_id=self._job_id,
                     after=after,
                     limit=min(_PAGES_AT_ONCE, self.left()),
                 )
@@ -214,6 +243,7 @@ def embed_missing(
     *,
     customer_id: UUID | None = None,
     domain: str | None = None,
+    job_id: str | None = None,
     limit: int | None = None,
     wait: bool = False,
     stop: Callable[[], bool] | None = None,
@@ -227,6 +257,7 @@ def embed_missing(
         provider: the model.
         customer_id: only this customer's pages.
         domain: only this website's.
+        job_id: only pages that this crawl has read.
         limit: at most so many pages.
         wait: for another program that embeds a customer's pages already; else the customer is passed over.
         stop: asked now and then: True ends the run within seconds.
@@ -241,7 +272,7 @@ def embed_missing(
         ModelRefused: the model cannot be used as it is set; nothing was written.
         EmbeddingError: the provider gave nothing at all before its first batch was stored.
     """
-    run = _Run(engine, provider, stop or (lambda: False), on_progress, limit, cache)
+    run = _Run(engine, provider, stop or (lambda: False), on_progress, limit, cache, job_id)
     with service_connection(engine=engine) as connection:
         store.register_model(connection, provider.model, provider.name, provider.dimensions)
     try:
@@ -260,7 +291,7 @@ def embed_missing(
     except EmbeddingError as error:
         if not run.progress.pages:
             raise
-        return replace(run.progress, stopped=str(error))
+        return replace(run.progress, stopped=str(error), spent=isinstance(error, BudgetSpent))
     if run.left() <= 0:
         return replace(run.progress, stopped=f"the limit of {limit:,} pages is reached")
     return run.progress

@@ -29,9 +29,12 @@ from resources.postgres.connection import DatabaseNotMigrated
 from resources.postgres.customers import InvalidSlug, check_slug
 from resources.postgres.job_status import JOB_TYPES, QUOTAS, UNFINISHED, may_reopen
 from resources.postgres.migrate import migration_state
+from resources.settings import InvalidSetting
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+    from sqlalchemy import Engine
 
     from resources.crawler.site_access import SiteAccess
     from resources.postgres.jobs import PersistentJobManager
@@ -155,9 +158,6 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
     if order.render not in RENDER_MODES:
         msg = f"render is {order.render!r}, but it must be one of {', '.join(RENDER_MODES)}"
         raise InvalidOrder(msg)
-    if order.embed:
-        msg = "embed is on, but this version makes no embeddings: leave it off"
-        raise InvalidOrder(msg)
     try:
         Globs(order.include, order.exclude)
     except GlobError as error:
@@ -176,6 +176,7 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
         respect_robots=order.respect_robots,
         allow_private=order.allow_private,
         render=order.render,
+        embed=order.embed,
         shards=order.shards,
     )
 
@@ -221,6 +222,26 @@ def check_browser(plan: CrawlPlan) -> None:
         raise RefusedOrder(msg)
 
 
+def check_embeddings(plan: CrawlPlan, engine: Engine) -> None:
+    """Refuse to embed where no model can be used as things are set. No endpoint is asked.
+
+    Raises:
+        RefusedOrder: with what is wrong, and what to do.
+        DBAPIError: the database refuses or cannot be reached.
+    """
+    if not plan.embed:
+        return
+    from resources.content.embed import usable_provider  # noqa: PLC0415 - only for whoever embeds
+    from resources.content.embeddings import EmbeddingError  # noqa: PLC0415
+    from resources.postgres.embeddings import ModelRefused  # noqa: PLC0415
+
+    try:
+        usable_provider(engine)
+    except (EmbeddingError, ModelRefused, InvalidSetting) as error:
+        msg = f"embed is on, but {error}"
+        raise RefusedOrder(msg) from error
+
+
 def check_hosts(plan: CrawlPlan, access: SiteAccess | None = None) -> None:
     """Refuse start urls whose host has no address, is not to be fetched, or does not answer.
 
@@ -251,7 +272,7 @@ def plan_crawl(
     """Check an order against the job that it names, if any. Reads only.
 
     An unfinished job is resumed with the plan that was kept with it; the order's urls may be left out then. Quotas
-    may be raised: a job that a quota completed goes on then.
+    may be raised: a job that a quota completed goes on then. Whether its pages are embedded may be said anew.
 
     Args:
         order: what is asked for.
@@ -294,5 +315,7 @@ def plan_crawl(
     for name in ("shards", *raised):
         _check_bounds(order, name)
     plan = replace(plan, **raised)
+    if "embed" in given:
+        plan = replace(plan, embed=order.embed)
     reopened = job["status"] == "completed" and job["finish_reason"] in raised
     return PlannedCrawl(order.job_id, job["customer"], job["domain"], plan, job["status"], tuple(raised), reopened)

@@ -40,6 +40,7 @@ class CrawlPlan:
         shards: workers of a run.
         keep_text: page texts are kept and indexed.
         render: one of `RENDER_MODES`.
+        embed: pages whose text changed are embedded when the crawl has ended.
     """
 
     urls: tuple[str, ...]
@@ -57,6 +58,7 @@ class CrawlPlan:
     shards: int = 1
     keep_text: bool = True
     render: str = "http"
+    embed: bool = False
 
     def as_config(self) -> dict[str, Any]:
         """The plan as it is kept with the job."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CRAWL_SETTINGS: Final = (
     "max_pages", "max_bytes", "max_depth", "max_seconds", "concurrency", "requests_per_minute", "urls", "include",
     "exclude",
-    "respect_robots", "render",
+    "respect_robots", "render", "embed",
 )  # fmt: skip
 
 # What a job's row may say: all that can be ordered, but what the row itself says; and, of a plan that was kept with a

@@ -12,12 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from psycopg import sql
-from sqlalchemy import column, create_engine, func, literal, not_, select, table, text
+from sqlalchemy import column, create_engine, exists, func, literal, not_, select, table, text
 from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.pool import NullPool
 
 from resources.postgres.connection import DatabaseError, driver_url
-from resources.postgres.models import EMBEDDED_MODEL, page_embeddings, scraped_pages, website_content
+from resources.postgres.models import (
+    EMBEDDED_MODEL,
+    page_embeddings,
+    scrape_job_results,
+    scraped_pages,
+    website_content,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -143,19 +149,33 @@ def check_model(connection: Connection, model: str, dimensions: int) -> bool:
     return known is not None
 
 
+def check_usable(connection: Connection, model: str, dimensions: int) -> bool:
+    """Refuse a model that cannot be embedded with as things stand. Writes nothing.
+
+    Returns:
+        Whether it is registered.
+
+    Raises:
+        ModelRefused: it is registered with another width, or its indexes are missing.
+    """
+    if check_model(connection, model, dimensions):
+        return True
+    if not has_indexes(connection, model):
+        msg = (
+            f"model {model} is new to this database and has no index yet: nothing was written. Run "
+            "`omniops embed --prepare` with the same settings, as the role that migrates"
+        )
+        raise ModelRefused(msg)
+    return False
+
+
 def register_model(connection: Connection, model: str, provider: str, dimensions: int) -> None:
     """Write down a model before its first vector is stored.
 
     Raises:
         ModelRefused: it is registered with another width, or its indexes are missing.
     """
-    if not check_model(connection, model, dimensions):
-        if not has_indexes(connection, model):
-            msg = (
-                f"model {model} is new to this database and has no index yet: nothing was written. Run "
-                "`omniops embed --prepare` with the same settings, as the role that migrates"
-            )
-            raise ModelRefused(msg)
+    if not check_usable(connection, model, dimensions):
         connection.execute(
             text("""INSERT INTO omniops_meta.embedding_models (model, provider, dimensions)
                     VALUES (:model, :provider, :dimensions) ON CONFLICT (model) DO NOTHING"""),
@@ -225,6 +245,12 @@ def _not_embedded(model: str) -> ColumnElement[bool]:
     return cast("ColumnElement[bool]", not_(holds(array([literal(model, literal_execute=True)]))))
 
 
+def _read_by(job_id: str) -> ColumnElement[bool]:
+    # By the results, not by the page's last job: a later crawl, which may not embed, may have passed by since.
+    results = scrape_job_results.c
+    return exists().where(results.job_id == job_id, results.url == scraped_pages.c.url)
+
+
 def next_customer(connection: Connection, model: str, after: UUID | None) -> UUID | None:
     """The next customer with pages that are not embedded, by id; None: there is none any more."""
     query = select(website_content.c.customer_id).where(_not_embedded(model))
@@ -250,6 +276,7 @@ def waiting_pages(
     customer_id: UUID,
     *,
     domain: str | None = None,
+    job_id: str | None = None,
     after: int = 0,
     limit: int = 16,
 ) -> list[WaitingPage]:
@@ -260,6 +287,7 @@ def waiting_pages(
         model: its id.
         customer_id: whose.
         domain: only this website's.
+        job_id: only pages that this crawl has read.
         after: id of the last page that was seen.
         limit: at most so many.
     """
@@ -282,6 +310,8 @@ def waiting_pages(
     )
     if domain is not None:
         query = query.where(scraped_pages.c.domain == domain)
+    if job_id is not None:
+        query = query.where(_read_by(job_id))
     rows = connection.execute(query.order_by(website_content.c.page_id).limit(limit)).mappings()
     return [WaitingPage(**row) for row in rows]
 
@@ -292,6 +322,7 @@ def count_waiting(
     *,
     customer_id: UUID | None = None,
     domain: str | None = None,
+    job_id: str | None = None,
     most: int = 100_000,
 ) -> int:
     """How many pages are not embedded, up to `most`."""
@@ -305,7 +336,16 @@ def count_waiting(
         query = query.where(website_content.c.customer_id == customer_id)
     if domain is not None:
         query = query.where(scraped_pages.c.domain == domain)
+    if job_id is not None:
+        query = query.where(_read_by(job_id))
     return connection.scalar(select(func.count()).select_from(query.limit(most).subquery())) or 0
+
+
+def count_chunks(connection: Connection, model: str, customer_id: UUID) -> int:
+    """How many pieces of a customer's pages have a vector of a model."""
+    rows = page_embeddings.c
+    query = select(func.count()).where(rows.customer_id == customer_id, rows.model == model)
+    return connection.scalar(query) or 0
 
 
 def stored_hashes(connection: Connection, model: str, page_ids: Sequence[int]) -> dict[int, set[str]]:

@@ -98,7 +98,6 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "a glob that is none": (["http://example.com/", "--include", "docs/**"], 2, "docs/**"),
     "a job type that there is not": (["http://example.com/", "--job-type", "everything"], 2, "everything"),
     "an option that there is not": (["http://example.com/", "--max-page", "3"], 2, "--max-pages"),
-    "embeddings, of a later version": (["http://example.com/", "--embed"], 2, "embed"),
     "an unknown job without a url": (["--job-id", "nowhere"], 2, "nowhere"),
 }
 

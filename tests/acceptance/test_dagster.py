@@ -194,7 +194,6 @@ def test_a_run_leaves_its_job_its_tags_and_row_counts_of_every_asset(
         ({"urls": ["{site}"], "max_seconds": -1}, "max_seconds"),
         ({"urls": ["{site}"], "include": ["docs"]}, "docs"),
         ({"urls": ["{site}"], "shards": 33}, "shards"),
-        ({"urls": ["{site}"], "embed": True}, "embed"),
         ({"urls": ["{site}"], "job_id": "x" * 300}, "200"),
     ],
 )

@@ -53,6 +53,14 @@ class EmbeddingServer:
     at_once: int = 0
     under_way: int = 0
 
+    def environment(self, model: str, **settings: object) -> dict[str, str]:
+        """What sets it as the provider; `batch=5` is `OMNIOPS_EMBEDDINGS_BATCH`."""
+        given = {"url": self.url, "model": model, "dimensions": self.dimensions, "allow_private": 1, **settings}
+        return {
+            "OMNIOPS_EMBEDDINGS": "openai",
+            **{f"OMNIOPS_EMBEDDINGS_{name.upper()}": str(value) for name, value in given.items()},
+        }
+
     @property
     def texts(self) -> list[str]:
         return [text for texts in self.asked for text in texts]

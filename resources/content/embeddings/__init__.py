@@ -34,6 +34,10 @@ class EmbeddingCancelled(EmbeddingError):
     """The caller asked to stop."""
 
 
+class BudgetSpent(EmbeddingError):
+    """The run has sent as much as it may; what is left is embedded by the next one."""
+
+
 class EmbeddingProvider(Protocol):
     """A model, wherever it runs.
 

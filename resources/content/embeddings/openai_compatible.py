@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from resources.content.embeddings import EmbeddingCancelled, EmbeddingError, EmbeddingRefused
+from resources.content.embeddings import BudgetSpent, EmbeddingCancelled, EmbeddingError, EmbeddingRefused
 from resources.content.embeddings.wordpiece import count_tokens
 from resources.crawler.guard import AddressRefused, guarded_connector
 
@@ -44,10 +44,6 @@ _STOP_LOOK_SECONDS: Final = 0.25
 # 64 vectors of 4,000 numbers as JSON text are 6 MB.
 _MAX_ANSWER_BYTES: Final = 64 * 2**20
 _TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-
-
-class BudgetSpent(EmbeddingError):
-    """The run has sent as much as it may; what is left is embedded by the next one."""
 
 
 class OpenAICompatible:
