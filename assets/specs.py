@@ -30,7 +30,7 @@ WEBSITE: Final = "website"
 POSTGRES_STATISTICS: Final = "postgres_statistics"
 
 # Tables that an asset definition of this project computes; every other table is an external asset.
-MATERIALISED: Final = frozenset({"storage_snapshots", "daily_job_stats", "daily_domain_stats"})
+MATERIALISED: Final = frozenset({"storage_snapshots", "daily_job_stats", "daily_domain_stats", "page_embeddings"})
 
 # Groups of the tables that jobs write; the others keep their catalogue group.
 _GROUPS = {
@@ -50,6 +50,7 @@ _MADE_FROM = {
     "crawl_frontier": (WEBSITE,),
     "daily_job_stats": ("scrape_job_results", "scrape_jobs"),
     "daily_domain_stats": ("scrape_job_results", "scrape_jobs"),
+    "page_embeddings": ("website_content",),
     "message_queue": ("conversations",),
     "conversation_funnel": ("conversations",),
     # One arrow for each policy: from the table whose rows decide.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.checks import CHECKS
+from assets.embeddings import EMBEDDING_ASSETS
 from assets.health import HEALTH_ASSETS
 from assets.performance import PERFORMANCE_ASSETS
 from assets.retention import RETENTION_ASSETS
@@ -14,6 +15,7 @@ from assets.specs import asset_specs
 from assets.statistics import STATISTICS_ASSETS, STATISTICS_CHECKS
 from omniops_pipelines.jobs.control import control_crawl
 from omniops_pipelines.jobs.crawl import crawl_job
+from omniops_pipelines.jobs.embeddings import embeddings
 from omniops_pipelines.jobs.erasure import erase_customer_job
 from omniops_pipelines.jobs.job_record import JobRecord
 from omniops_pipelines.jobs.maintenance import purge_runs
@@ -36,7 +38,14 @@ def build_defs(resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     postgres = given.setdefault("postgres", PostgresResource())
     given.setdefault("redis", RedisResource())
     return dg.Definitions(
-        assets=[*asset_specs(), *RETENTION_ASSETS, *HEALTH_ASSETS, *STATISTICS_ASSETS, *PERFORMANCE_ASSETS],
+        assets=[
+            *asset_specs(),
+            *RETENTION_ASSETS,
+            *HEALTH_ASSETS,
+            *STATISTICS_ASSETS,
+            *PERFORMANCE_ASSETS,
+            *EMBEDDING_ASSETS,
+        ],
         asset_checks=[*CHECKS, *STATISTICS_CHECKS],
         jobs=[
             crawl_job,
@@ -45,6 +54,7 @@ def build_defs(resources: Mapping[str, Any] | None = None) -> dg.Definitions:
             *RETENTION_JOBS,
             statistics_job,
             reports,
+            embeddings,
             erase_customer_job,
             purge_runs,
         ],

@@ -3,6 +3,7 @@
 | schedule | job | when (UTC) |
 |---|---|---|
 | `statistics_daily` (stands with its assets) | `statistics` | 00:30 |
+| `page_embeddings_daily` | `embeddings` | 00:50 |
 | `message_queue_cleanup_daily` | `cleanup_message_queue` | 01:05 |
 | `scrape_jobs_cleanup_weekly` | `cleanup_scrape_jobs` | Sunday 01:35 |
 | `conversations_retention_weekly` | `cleanup_conversations` | Sunday 02:05 |
@@ -71,6 +72,12 @@ def _removing(policy: str) -> dict[str, Any]:
 
 
 TIMETABLES: Final = (
+    Timetable(
+        "page_embeddings_daily",
+        "embeddings",
+        "50 0 * * *",
+        "Pages that their crawl did not embed: it was not asked to, or met an endpoint in trouble or a spent budget.",
+    ),
     Timetable(
         "message_queue_cleanup_daily",
         "cleanup_message_queue",

@@ -54,6 +54,7 @@ _ORDER_ERRORS: Final = frozenset({
     "InvalidOrder", "RefusedOrder", "JobIdTaken", "InvalidJobTransition", "InvalidRetentionDays", "UnknownPolicy",
     "DagsterInvalidConfigError",
 })  # fmt: skip
+_EMBEDDING_ERRORS: Final = frozenset({"EmbeddingError", "EmbeddingRefused", "BudgetSpent", "ModelRefused"})
 _SITE_REASONS: Final = frozenset({"site_unreachable", "disallowed"})
 
 
@@ -142,7 +143,8 @@ def alert_for(failure: Failure) -> Alert:
     kind = kind_of(failure)
     if kind is Kind.PLATFORM:
         removes = failure.job_name in _REMOVING_JOBS and not topic.episode.endswith("(dry run)")
-        severity = "critical" if removes else "info" if failure.job_completed else "warning"
+        is_harmless = failure.job_completed and not _lacks_vectors(failure)
+        severity = "critical" if removes else "info" if is_harmless else "warning"
     else:
         severity = "info"
     return Alert(
@@ -168,6 +170,11 @@ def alert_for(failure: Failure) -> Alert:
     )
 
 
+def _lacks_vectors(failure: Failure) -> bool:
+    """True if what failed is the embedding of pages that are stored."""
+    return not _EMBEDDING_ERRORS.isdisjoint(failure.errors)
+
+
 def _what_to_do(failure: Failure, topic: Topic, kind: Kind) -> str:
     if kind is Kind.SITE:
         return "Open the site in a browser, and check the domain in the customer's configuration."
@@ -176,11 +183,14 @@ def _what_to_do(failure: Failure, topic: Topic, kind: Kind) -> str:
     if topic.alert == CLEANUP_FAILED:
         return f"Read the run's log, then run `omniops cleanup {topic.episode}`: it goes on where it stopped."
     job_id = failure.tags.get(TAG_JOB)
+    if _lacks_vectors(failure):
+        return "Mend what the message says. `omniops embed --missing`, or the night's run, does the rest."
+    what = "Read the run's log, and launch the job again when the cause is mended."
     if failure.job_completed:
-        return f"Nothing: job {job_id} was completed before its run ended."
-    if failure.job_name == CRAWL_JOB and job_id:
-        return f"Read the run's log. If job {job_id} is unfinished, `omniops crawl --job-id` resumes it."
-    return "Read the run's log, and launch the job again when the cause is mended."
+        what = f"Nothing: job {job_id} was completed before its run ended."
+    elif failure.job_name == CRAWL_JOB and job_id:
+        what = f"Read the run's log. If job {job_id} is unfinished, `omniops crawl --job-id` resumes it."
+    return what
 
 
 # --- reading ----------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def _missing(customer: str | None, domain: str | None, limit: int | None, as_jso
         output.print_json({"model": provider.model, **done.as_dict()})
     else:
         output.print_facts({"model": provider.model, **done.as_dict()})
-    if done.stopped is not None and limit is None:
+    if done.stopped is not None and not done.bounded:
         raise SystemExit(1)
 
 

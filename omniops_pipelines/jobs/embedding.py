@@ -6,7 +6,6 @@ What it leaves is done by the same job run again, by `omniops embed --missing`, 
 Annotations are evaluated here (no `from __future__ import annotations`): Dagster reads the ops' own.
 """
 
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,8 +29,6 @@ INTERRUPTED_EMBEDDING: Final = (
 
 # A process that was killed is started again so often.
 _RESTARTS: Final = 2
-# A request that is under way is given up within a fraction of that.
-_STOP_SECONDS: Final = 20.0
 # A line in the run's log costs a connection, so they are few.
 _REPORT_SECONDS: Final = 10.0
 
@@ -49,7 +46,7 @@ def embed_pages(
         Failure: the model cannot be used or gave up; the pages and what was embedded are kept.
     """
     # Loaded by whoever embeds: a crawl without needs none of it.
-    from resources.content.embed import embed_missing, usable_provider  # noqa: PLC0415
+    from resources.content.embed import embed_missing, in_a_thread, usable_provider  # noqa: PLC0415
     from resources.content.embeddings import EmbeddingError  # noqa: PLC0415
     from resources.postgres import embeddings as store  # noqa: PLC0415
     from resources.postgres.tenancy import service_connection  # noqa: PLC0415
@@ -67,7 +64,7 @@ def embed_pages(
         with service_connection(engine=engine) as connection:
             waiting = store.count_waiting(connection, provider.model, **only)
         report = _reporter(context, job_id, waiting)
-        done = run_stoppable(
+        done = in_a_thread(
             lambda stop, tell: embed_missing(
                 engine, provider, **only, wait=True, stop=stop, on_progress=tell, cache=manager.cache
             ),
@@ -97,10 +94,10 @@ def embed_pages(
             },
         )
     )
-    if done.stopped is not None and not done.spent:
+    if done.stopped is not None and not done.bounded:
         raise dg.Failure(
             description=_not_embedded(job_id, done.stopped), metadata=_shown(figures), allow_retries=False
-        )
+        ) from EmbeddingError(done.stopped)
     if done.stopped is not None:
         context.log.warning(done.stopped)
     context.add_output_metadata(_shown(figures))
@@ -116,43 +113,6 @@ def _not_embedded(job_id: str, why: str) -> str:
 
 def _shown(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if value is not None}
-
-
-def run_stoppable(
-    work: "Callable[[Callable[[], bool], Callable[[EmbedProgress], None]], EmbedProgress]",
-    report: "Callable[[EmbedProgress], object]",
-) -> "EmbedProgress":
-    """Embed in a thread and wait for it in short steps, so that an interruption is heard at once.
-
-    Args:
-        work: given what asks whether to stop, and what is told of progress.
-        report: called with the newest progress a few times a second, in the thread that waits.
-    """
-    stop = threading.Event()
-    newest: list[EmbedProgress] = []
-    ended: list[EmbedProgress | BaseException] = []
-
-    def run() -> None:
-        try:
-            ended.append(work(stop.is_set, lambda now: newest.__setitem__(slice(None), [now])))
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
-            ended.append(error)
-
-    thread = threading.Thread(target=run, name="embed", daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.2)
-            if newest:
-                report(newest[0])
-    except BaseException:
-        stop.set()
-        thread.join(_STOP_SECONDS)
-        raise
-    result = ended[0]
-    if isinstance(result, BaseException):
-        raise result
-    return result
 
 
 def _reporter(context: dg.OpExecutionContext, job_id: str, pages: int) -> "Callable[[EmbedProgress], None]":

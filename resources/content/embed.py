@@ -6,6 +6,7 @@ anew each time. A piece whose text and headings are as they were keeps its vecto
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 # Pages that are read at once: most are small, and the largest have a megabyte.
 _PAGES_AT_ONCE: Final = 16
 _LOCK_LOOK_SECONDS: Final = 0.5
+# A request that is under way is given up within a fraction of that.
+_STOP_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class EmbedProgress:
         skipped_customers: whose pages another program is embedding at the moment.
         seconds: since the run began.
         stopped: why it ended before everything was done; None: it did not.
-        spent: it was stopped by what a run may send, which is no trouble: the next run goes on.
+        bounded: it was stopped by a bound that was set, of pages or of tokens, which is no trouble.
     """
 
     pages: int = 0
@@ -61,7 +64,7 @@ class EmbedProgress:
     skipped_customers: int = 0
     seconds: float = 0.0
     stopped: str | None = None
-    spent: bool = False
+    bounded: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""
@@ -291,10 +294,50 @@ def embed_missing(
     except EmbeddingError as error:
         if not run.progress.pages:
             raise
-        return replace(run.progress, stopped=str(error), spent=isinstance(error, BudgetSpent))
+        return replace(run.progress, stopped=str(error), bounded=isinstance(error, BudgetSpent))
     if run.left() <= 0:
-        return replace(run.progress, stopped=f"the limit of {limit:,} pages is reached")
+        return replace(run.progress, stopped=f"the limit of {limit:,} pages is reached", bounded=True)
     return run.progress
+
+
+def in_a_thread(
+    work: Callable[[Callable[[], bool], Callable[[EmbedProgress], None]], EmbedProgress],
+    report: Callable[[EmbedProgress], object],
+) -> EmbedProgress:
+    """Embed in a thread and wait for it in short steps, so that whoever interrupts the caller is heard at once.
+
+    Args:
+        work: given what asks whether to stop, and what is told of progress.
+        report: called with the newest progress a few times a second, in the caller's thread.
+
+    Raises:
+        Exception: what `work` raised, or what interrupted the caller; then the work has been told to stop.
+    """
+    stop = threading.Event()
+    newest: list[EmbedProgress] = []
+    ended: list[EmbedProgress | BaseException] = []
+
+    def run() -> None:
+        try:
+            ended.append(work(stop.is_set, lambda now: newest.__setitem__(slice(None), [now])))
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            ended.append(error)
+
+    thread = threading.Thread(target=run, name="embed", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+            if newest:
+                report(newest[0])
+    except BaseException:
+        stop.set()
+        thread.join(_STOP_SECONDS)
+        raise
+    result = ended[0]
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _customers(engine: Engine, model: str) -> Iterator[UUID]:

@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 from resources.postgres.connection import DatabaseError, driver_url
 from resources.postgres.models import (
     EMBEDDED_MODEL,
+    customers,
     page_embeddings,
     scrape_job_results,
     scraped_pages,
@@ -100,6 +101,21 @@ class StoredChunk:
     text: str
     hash: str
     vector: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerEmbeddings:
+    """What a customer has of a model.
+
+    Attributes:
+        customer: slug.
+        chunks: pieces with a vector.
+        waiting_pages: pages that are not embedded as they are now.
+    """
+
+    customer: str
+    chunks: int
+    waiting_pages: int
 
 
 # --- models ----------------------------------------------------------------------------------------------------
@@ -346,6 +362,32 @@ def count_chunks(connection: Connection, model: str, customer_id: UUID) -> int:
     rows = page_embeddings.c
     query = select(func.count()).where(rows.customer_id == customer_id, rows.model == model)
     return connection.scalar(query) or 0
+
+
+def by_customer(connection: Connection, model: str) -> list[CustomerEmbeddings]:
+    """What each customer that has pages has of a model, most pieces first."""
+    pieces = (
+        select(page_embeddings.c.customer_id, func.count().label("chunks"))
+        .where(page_embeddings.c.model == model)
+        .group_by(page_embeddings.c.customer_id)
+        .subquery()
+    )
+    waiting = (
+        select(website_content.c.customer_id, func.count().label("pages"))
+        .join(scraped_pages, scraped_pages.c.id == website_content.c.page_id)
+        .where(_not_embedded(model), scraped_pages.c.removed_at.is_(None))
+        .group_by(website_content.c.customer_id)
+        .subquery()
+    )
+    chunks, pages = func.coalesce(pieces.c.chunks, 0), func.coalesce(waiting.c.pages, 0)
+    rows = connection.execute(
+        select(customers.c.slug, chunks, pages)
+        .outerjoin(pieces, pieces.c.customer_id == customers.c.id)
+        .outerjoin(waiting, waiting.c.customer_id == customers.c.id)
+        .where(chunks + pages > 0)
+        .order_by(chunks.desc(), customers.c.slug)
+    )
+    return [CustomerEmbeddings(*row) for row in rows]
 
 
 def stored_hashes(connection: Connection, model: str, page_ids: Sequence[int]) -> dict[int, set[str]]:

@@ -19,6 +19,7 @@ SCHEDULES = {
     schedule.name: schedule for schedule in (*(make_schedule(t) for t in TIMETABLES), make_schedule(REPORTS_WEEKLY))
 }
 TICKS_OF_A_YEAR = {
+    "page_embeddings_daily": 366,
     "message_queue_cleanup_daily": 366,
     "scrape_jobs_cleanup_weekly": 53,
     "conversations_retention_weekly": 53,
