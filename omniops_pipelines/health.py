@@ -9,17 +9,22 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from resources import stack
+from resources.content.embed import usable_provider
+from resources.content.embeddings import provider_from_settings
 from resources.crawler.rendering.chromium import find_chromium, missing_browser
-from resources.postgres.connection import DatabaseError, connect_once, redact
+from resources.postgres.connection import DatabaseError, connect_once, engine_for, redact
+from resources.postgres.embeddings import count_waiting
 from resources.postgres.migrate import DAGSTER_SCHEMA, migration_state
+from resources.postgres.tenancy import service_connection
 from resources.redis import RedisWithFallback
 from resources.redis.connections import InvalidRedisUrl
 from resources.redis.fallback import FAILURES, State
 from resources.redis.keys import CRON
 from resources.services import ServiceError
-from resources.settings import Settings
+from resources.settings import InvalidSetting, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 # Postgres 15 brought security_invoker views, which tenancy needs.
 _OLDEST_POSTGRES = 150000
 _EXTENSIONS = ("vector",)
+_MANY_PAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ def examine() -> list[Finding]:
     except ServiceError as error:
         return [*findings, Finding("embedded servers", False, str(error), f"read the logs under {settings.home}")]
     findings += _postgres(endpoints.database_url, embedded=endpoints.embedded_postgres)
+    if all(finding.ok for finding in findings if finding.part == "migrations"):
+        findings.append(_embeddings(endpoints.database_url))
     findings.append(_redis(endpoints.redis_url, embedded=endpoints.embedded_redis))
     return findings
 
@@ -79,9 +87,10 @@ def _postgres(url: str, *, embedded: bool) -> list[Finding]:
             findings.append(
                 Finding("postgres", fits, f"{shown} ({where})", "" if fits else "use PostgreSQL 15 or newer")
             )
-            installed: dict[str, str] = dict(
-                connection.execute(text("SELECT extname, extversion FROM pg_extension")).tuples().all()
-            )
+            installed: dict[str, str] = {
+                row.extname: row.extversion
+                for row in connection.execute(text("SELECT extname, extversion FROM pg_extension"))
+            }
             for name in _EXTENSIONS:
                 findings.append(
                     Finding(
@@ -105,6 +114,26 @@ def _postgres(url: str, *, embedded: bool) -> list[Finding]:
     )
     findings.append(Finding("dagster storage", True, "ready" if dagster else "not made yet: the first run makes it"))
     return findings
+
+
+def _embeddings(url: str) -> Finding:
+    """Whether there is a model that can be embedded with. An endpoint is not asked: an answer may cost."""
+    try:
+        provider = provider_from_settings()
+        if provider is None:
+            return Finding("embeddings", True, "none: search is full text alone")
+        engine = engine_for(url)
+        usable_provider(engine)
+        with service_connection(engine=engine) as connection:
+            waiting = count_waiting(connection, provider.model, most=_MANY_PAGES)
+    except InvalidSetting as error:
+        return Finding("embeddings", False, str(error), "correct the setting")
+    except (DatabaseError, DBAPIError) as error:
+        what = "`omniops embed --prepare`, or correct OMNIOPS_EMBEDDINGS_DIMENSIONS"
+        return Finding("embeddings", False, str(error.args[0]), what)
+    more = "at least " if waiting == _MANY_PAGES else ""
+    found = f"{provider.model} ({provider.name}), {provider.dimensions} dimensions; {more}{waiting:,} pages wait"
+    return Finding("embeddings", True, found, "`omniops embed --missing`, or wait for the night" if waiting else "")
 
 
 def _redis(url: str | None, *, embedded: bool) -> Finding:

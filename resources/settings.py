@@ -340,6 +340,9 @@ class EmbeddingSettings:
         if self.provider == "openai" and not self.model.strip():
             msg = "OMNIOPS_EMBEDDINGS is openai, so OMNIOPS_EMBEDDINGS_MODEL must name the endpoint's model"
             raise InvalidSetting(msg)
+        if not {"@", "?", "#"}.isdisjoint(self.url):
+            msg = "OMNIOPS_EMBEDDINGS_URL has a name, a query or a fragment in it: a key goes into ..._API_KEY alone"
+            raise InvalidSetting(msg)
         if len(self.model) > 200 or not self.model.isprintable():
             msg = "OMNIOPS_EMBEDDINGS_MODEL must be a name of up to 200 printable characters"
             raise InvalidSetting(msg)
@@ -368,6 +371,24 @@ class EmbeddingSettings:
             if given:
                 found[name] = _number(f"{prefix}_{name.upper()}", given, whole=name != "timeout_seconds")
         return cls(**found)
+
+    @property
+    def lacks_key(self) -> bool:
+        """True if the endpoint is known to answer nobody without a key, and there is none."""
+        return self.provider == "openai" and self.api_key is None and "//api.openai.com" in self.url
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables that give these settings, but for the key, which is never shown."""
+        found = {"OMNIOPS_EMBEDDINGS": self.provider}
+        for field in fields(self):
+            if field.name in ("provider", "api_key"):
+                continue
+            value = getattr(self, field.name)
+            shown = (
+                f"{value:g}" if isinstance(value, float) else str(int(value) if isinstance(value, bool) else value)
+            )
+            found[f"OMNIOPS_EMBEDDINGS_{field.name.upper()}"] = shown
+        return found
 
 
 def _number(variable: str, given: str, *, whole: bool) -> float:

@@ -63,10 +63,11 @@ def env() -> None:
     """The settings in force, as `export` lines: eval "$(omniops env)"."""
     from omniops_pipelines.instance import dagster_database_url
     from resources.services import Endpoints
-    from resources.settings import CacheSettings, Settings
+    from resources.settings import CacheSettings, EmbeddingSettings, Settings
 
     settings = Settings.from_environment()
     cache = CacheSettings.from_environment()
+    embeddings = EmbeddingSettings.from_environment()
     # Describes only: the servers need not run for their addresses to be known.
     endpoints = Endpoints(settings)
     values = {
@@ -76,6 +77,7 @@ def env() -> None:
         "OMNIOPS_REDIS_URL": endpoints.redis_url or "",
         "OMNIOPS_SEARCH_CACHE_SECONDS": str(cache.search_cache_seconds),
         "OMNIOPS_RATE_LIMIT_SHARES": str(cache.rate_limit_shares),
+        **embeddings.as_environment(),
         "OMNIOPS_DAGSTER_DATABASE_URL": dagster_database_url(endpoints.database_url),
         "OMNIOPS_STORAGE_BUDGET_BYTES": str(settings.storage_budget_bytes),
         # Not the webhooks' urls and their secret: whoever sees those can write there.

@@ -64,12 +64,13 @@ def embed(
 def _missing(customer: str | None, domain: str | None, limit: int | None, as_json: bool) -> None:
     from omniops_pipelines.cli import output
     from resources import stack
-    from resources.content.embed import embed_missing
+    from resources.content.embed import embed_missing, usable_provider
     from resources.postgres import embeddings as store
     from resources.postgres.tenancy import service_connection
 
-    provider = _provider()
+    _provider()
     engine = _engine()
+    provider = usable_provider(engine)
     customer_id = _customer(engine, customer)
     with service_connection(engine=engine) as connection:
         waiting = store.count_waiting(connection, provider.model, customer_id=customer_id, domain=domain)

@@ -23,6 +23,7 @@ from resources.content.embeddings import (
 from resources.content.search_cache import forget_searches
 from resources.postgres import embeddings as store
 from resources.postgres.tenancy import service_connection, service_transaction
+from resources.settings import EmbeddingSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,13 +76,20 @@ def usable_provider(engine: Engine) -> EmbeddingProvider:
     """The configured model, if it can be embedded with as things stand. No endpoint is asked, nothing is written.
 
     Raises:
-        EmbeddingRefused: none is configured.
+        EmbeddingRefused: none is configured, or its key is missing.
         ModelRefused: it is registered with another width, or its indexes are missing.
         InvalidSetting: a setting cannot be meant, or one is missing.
     """
-    provider = provider_from_settings()
+    settings = EmbeddingSettings.from_environment()
+    provider = provider_from_settings(settings)
     if provider is None:
         msg = "OMNIOPS_EMBEDDINGS is none: there is no model to embed with (minilm needs no network and no key)"
+        raise EmbeddingRefused(msg)
+    if settings.lacks_key:
+        msg = (
+            "OMNIOPS_EMBEDDINGS is openai, and api.openai.com answers nobody without a key: set "
+            "OMNIOPS_EMBEDDINGS_API_KEY, or name another endpoint in OMNIOPS_EMBEDDINGS_URL"
+        )
         raise EmbeddingRefused(msg)
     with service_connection(engine=engine) as connection:
         store.check_usable(connection, provider.model, provider.dimensions)
