@@ -41,6 +41,7 @@ _RANK_CONSTANT: Final = 60
 _CANDIDATES: Final = 50
 # Several pieces of a page may be near; pages are what is ranked.
 _CHUNKS_FOR_EACH_PAGE: Final = 3
+CHUNK_CANDIDATES: Final = _CANDIDATES * _CHUNKS_FOR_EACH_PAGE
 
 Arm = Literal["text", "vector", "both"]
 Mode = Literal["hybrid", "text"]
