@@ -7,9 +7,9 @@ The data are the pages and texts of https://github.com/scrapinghub/article-extra
 figure is that benchmark's: precision and recall of shingles of four words, each page weighing the same, F1 of the two
 means.
 
-These pages were at hand while the rules and their numbers were chosen, and all of them were looked at: the figures say
-how well the rules fit them, which is more than they promise for pages that nobody has seen. Two halves, by a page's id,
-are given to show how much chance there is in a figure; neither was held out.
+These pages were at hand while the rules and their numbers were chosen: the figures say how well the rules fit them,
+which is more than they promise for pages that nobody has seen. Two halves, by a page's id, are given to show how much
+chance there is in a figure; neither was held out.
 
 `omniops` is the configured default, a mixture: the fast choice, and the careful one where the fast one is unsure. How
 many pages went which way is printed, beside what each of the two gives alone.

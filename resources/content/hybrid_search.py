@@ -23,7 +23,7 @@ from resources.postgres.tenancy import tenant_connection
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
 
     from resources.content.embeddings import EmbeddingProvider
     from resources.redis.client import RedisWithFallback
@@ -210,7 +210,13 @@ class Search:
                 raise _unknown(customer)
             near: list[database.NearChunk] = []
             if vector is not None and self._provider is not None:
-                near = self._near(connection, vector, domain, candidates * _CHUNKS_FOR_EACH_PAGE)
+                near = database.nearest_chunks(
+                    connection,
+                    self._provider.model,
+                    vector,
+                    domain=domain,
+                    limit=candidates * _CHUNKS_FOR_EACH_PAGE,
+                )
             words = database.pages_with_words(connection, query, domain=domain, limit=candidates)
             if not words and not near:
                 # Better a page with some of the words than none.
@@ -231,7 +237,7 @@ class Search:
         if self._provider is None:
             return None, "full text alone: no embedding model is configured (OMNIOPS_EMBEDDINGS is none)", True
         with tenant_connection(customer, engine=self._engine) as connection:
-            if not database.count_vectors(connection, self._provider.model):
+            if not database.has_vectors(connection, self._provider.model):
                 notice = (
                     f"full text alone: nothing of this customer's is embedded with {self._provider.model} yet "
                     "(`omniops embed --missing` does that)"
@@ -242,17 +248,6 @@ class Search:
         except EmbeddingError as error:
             logger.warning("a search goes on with full text alone: %s", error)
             return None, f"full text alone: {error}", False
-
-    def _near(
-        self, connection: Connection, vector: Sequence[float], domain: str | None, limit: int
-    ) -> list[database.NearChunk]:
-        assert self._provider is not None  # noqa: S101 - for the type checker
-        model = self._provider.model
-        vectors = database.count_vectors(connection, model)
-        if vectors > database.EXACT_VECTORS:
-            # Each further round of the index costs milliseconds.
-            limit //= _CHUNKS_FOR_EACH_PAGE
-        return database.nearest_chunks(connection, model, vector, domain=domain, limit=limit, vectors=vectors)
 
 
 @dataclass(frozen=True, slots=True)

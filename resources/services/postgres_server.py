@@ -28,7 +28,6 @@ _SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
     "max_connections": "100",
-    "shared_buffers": "128MB",
     "max_wal_size": "1GB",
     "wal_compression": "on",
     "random_page_cost": "1.1",
@@ -43,8 +42,21 @@ _SETTINGS = {
     # A backend that is busy when its client is killed would work on to the end.
     "client_connection_check_interval": "2s",
 }
+# A search reads some thousand pages of the index of vectors: those that are not here cost it ten times the time.
+# 512 MB hold 100,000 chunks; memory is taken as it is filled.
+_LEAST_BUFFERS_MB = 128
+_MOST_BUFFERS_MB = 512
 # Containers give /dev/shm 64 MB, which one parallel index build exceeds; System V memory has no such limit.
 _LINUX_SETTINGS = {"dynamic_shared_memory_type": "sysv"}
+
+
+def _buffers_mb() -> int:
+    """An eighth of the machine's memory, within bounds."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # not told here
+        return _LEAST_BUFFERS_MB
+    return max(_LEAST_BUFFERS_MB, min(_MOST_BUFFERS_MB, memory // 8 // 2**20))
 
 
 class PostgresServer(Server):
@@ -88,7 +100,9 @@ class PostgresServer(Server):
             self._create()
         privileges.give_tree(self.data, self.account)
         self._check_version()
-        settings = _SETTINGS | (_LINUX_SETTINGS if privileges.ON_LINUX else {})
+        settings = (
+            _SETTINGS | {"shared_buffers": f"{_buffers_mb()}MB"} | (_LINUX_SETTINGS if privileges.ON_LINUX else {})
+        )
         text = "".join(f"{name} = '{value}'\n" for name, value in settings.items())
         target = self.data / _SETTINGS_FILE
         if not target.exists() or target.read_text() != text:

@@ -14,6 +14,7 @@ from resources.content.embeddings.minilm import MiniLM
 from resources.content.embeddings.openai_compatible import OpenAICompatible
 from resources.content.hybrid_search import InvalidSearch, Search
 from resources.content.search_cache import forget_searches
+from resources.postgres.search import is_compared_one_by_one
 from resources.postgres.tenancy import service_connection, tenant_connection
 from resources.redis import RedisWithFallback
 from resources.settings import EmbeddingSettings
@@ -170,7 +171,11 @@ def test_neighbours_are_found_one_by_one_and_by_the_index(
         other = add_customer(database, f"other-{number}")
         add_pages(database, other, {f"/{n}": f"# Refunds {n}\n\nReturns and refunds, number {n}." for n in range(30)})
     embed_missing(database.engine, MINILM)
-    monkeypatch.setattr("resources.postgres.search.EXACT_VECTORS", 6_000 if exact else 0)
+    if not exact:
+        monkeypatch.setattr("resources.postgres.search._FEW_VECTORS", 0)
+        monkeypatch.setattr("resources.postgres.search._EVEN_COST", 0)
+    with tenant_connection(embedded, engine=database.engine) as connection:
+        assert is_compared_one_by_one(connection, MINILM.model) is exact
     found = Search(database.engine, MINILM).search("returns and refunds", embedded)
     assert len(found) == len(SHOP)
     assert paths(found)[0] == "/returns"
