@@ -14,7 +14,7 @@ from resources.content.embeddings.minilm import MiniLM
 from resources.content.embeddings.openai_compatible import OpenAICompatible
 from resources.content.hybrid_search import InvalidSearch, Search
 from resources.content.search_cache import forget_searches
-from resources.postgres.search import is_compared_one_by_one
+from resources.postgres.search import is_compared_one_by_one, pages_with_words
 from resources.postgres.tenancy import service_connection, tenant_connection
 from resources.redis import RedisWithFallback
 from resources.settings import EmbeddingSettings
@@ -305,3 +305,17 @@ def test_what_cannot_be_meant_is_refused_in_words(
 def test_any_text_is_a_query(database: Database, shop: UUID, query: str) -> None:
     Search(database.engine).search(query, shop)
     assert database.value("SELECT count(*) FROM customers") == 1
+
+
+def test_of_very_many_pages_with_a_word_those_with_it_in_the_title_come_first(database: Database) -> None:
+    customer = add_customer(database, "many")
+    add_pages(database, customer, {f"/{n}": f"# Page {n}\n\nA badger." for n in range(450)})
+    long = "Where badgers live, and what else there is to say of the wood and of its other animals. " * 20
+    add_pages(database, customer, {"/badgers": f"# Badgers\n\n{long}"})
+    with tenant_connection(customer, engine=database.engine) as connection:
+        found = pages_with_words(connection, "badgers", domain=None, limit=10)
+        assert len(found) == len(set(found)) == 10
+        assert len(pages_with_words(connection, "badgers", domain=None, limit=1_000)) == 451
+    titled = database.value("SELECT id FROM scraped_pages WHERE url LIKE '%/badgers'")
+    assert found[0] == titled
+    assert len(Search(database.engine).search("badgers", customer, 100)) == 100
