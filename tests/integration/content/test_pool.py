@@ -1,0 +1,146 @@
+"""Pages that hang, crash or swell cost themselves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from resources.content.extraction import extract
+from resources.content.pool import ExtractionPool, PageSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+URL = "https://shop.example/page"
+PAGE = (
+    b"<html lang='en'><title>Grinder</title><nav><a href='/'>Home</a></nav><main><h1>Grinder</h1>"
+    + b"<p>The grinder has forty steps and costs 129 euros, with a brush and a spare burr.</p>" * 5
+    + b"</main></html>"
+)
+
+
+def page(name: str = "page", body: bytes = PAGE) -> PageSource:
+    return PageSource(f"https://shop.example/{name}", body, "text/html", "utf-8")
+
+
+@pytest.fixture
+def mischief(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers whose extractor hangs, sleeps, crashes or swells, by the page's url."""
+    folder = tmp_path_factory.mktemp("site")
+    # Read by Python when it starts, before the worker's own code: a hook that wraps the extractor once it is there.
+    (folder / "sitecustomize.py").write_text(
+        "import builtins, sys\n"
+        "_import = builtins.__import__\n"
+        "def hooked(name, *args, **kwargs):\n"
+        "    module = _import(name, *args, **kwargs)\n"
+        "    main = sys.modules.get('resources.content.extraction')\n"
+        "    if main is not None and hasattr(main, 'extract') and not hasattr(main, '_wrapped'):\n"
+        "        main._wrapped = True\n"
+        "        import os, time\n"
+        "        real = main.extract\n"
+        "        def extract(body, url, **options):\n"
+        "            if url.endswith('/hang'):\n"
+        "                while True: pass\n"
+        "            if url.endswith('/sleep'): time.sleep(600)\n"
+        "            if url.endswith('/crash'): os.kill(os.getpid(), 11)\n"
+        "            if url.endswith('/swell'):\n"
+        "                hoard = []\n"
+        "                while True: hoard.append(bytearray(64 * 2**20))\n"
+        "            return real(body, url, **options)\n"
+        "        main.extract = extract\n"
+        "    return module\n"
+        "builtins.__import__ = hooked\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
+@pytest.fixture
+def pool() -> Iterator[ExtractionPool]:
+    with ExtractionPool(2, page_seconds=0.5) as made:
+        yield made
+
+
+def test_a_page_says_the_same_as_without_the_pool(pool: ExtractionPool) -> None:
+    read = asyncio.run(pool.extract(page()))
+    assert read.failure is None
+    assert read.extracted == extract(PAGE, URL, content_type="text/html", charset="utf-8")
+    assert "129 euros" in read.extracted.text
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("hang", "timeout"), ("sleep", "timeout"), ("crash", "crash"), ("swell", "memory"),
+])  # fmt: skip
+@pytest.mark.usefixtures("mischief")
+def test_a_hostile_page_costs_itself_alone(pool: ExtractionPool, name: str, reason: str) -> None:
+    async def read_all() -> list[str | None]:
+        pages = await asyncio.gather(*(pool.extract(page(n)) for n in ("one", name, "two", "three")))
+        assert all("129 euros" in read.extracted.text for read in pages)
+        return [read.failure for read in pages]
+
+    assert asyncio.run(read_all()) == [None, reason, None, None]
+    assert pool.failures == {reason: 1}
+
+
+def test_what_a_site_repeats_is_left_out(pool: ExtractionPool) -> None:
+    async def read() -> tuple[str, str]:
+        blocks = await pool.survey(page())
+        assert blocks
+        with_it = await pool.extract(page())
+        without = await pool.extract(page(), blocks)
+        return with_it.extracted.text, without.extracted.text
+
+    everything, nothing = asyncio.run(read())
+    assert "129 euros" in everything
+    assert len(nothing) < len(everything)
+
+
+def test_closing_ends_every_process_whatever_it_does(mischief: None) -> None:
+    async def leave() -> list[psutil.Process]:
+        with ExtractionPool(2, page_seconds=60) as pool:
+            reading = [asyncio.ensure_future(pool.extract(page(n))) for n in ("hang", "sleep")]
+            me = psutil.Process()
+            while len(workers := _workers(me)) < 2:  # noqa: ASYNC110 - other processes set no event
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
+        await asyncio.gather(*reading, return_exceptions=True)
+        return workers
+
+    for worker in asyncio.run(leave()):
+        assert not worker.is_running()
+
+
+def test_no_process_outlives_a_killed_crawl() -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from resources.content.pool import ExtractionPool, PageSource\n"
+        "async def main():\n"
+        "    pool = ExtractionPool(2)\n"
+        "    pool.start()\n"
+        f"    await pool.extract(PageSource({URL!r}, b'<p>one</p>', 'text/html'))\n"
+        "    print('ready', flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    crawl = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert crawl.stdout is not None
+    assert crawl.stdout.readline() == "ready\n"
+    workers = _workers(psutil.Process(crawl.pid))
+    assert len(workers) == 2
+    crawl.send_signal(signal.SIGKILL)
+    crawl.wait()
+    deadline = time.monotonic() + 20
+    while any(worker.is_running() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(worker.is_running() for worker in workers)
+
+
+def _workers(process: psutil.Process) -> list[psutil.Process]:
+    return [c for c in process.children(recursive=True) if "resources.content.worker" in " ".join(c.cmdline())]
