@@ -13,6 +13,7 @@ from assets.performance import PERFORMANCE_ASSETS
 from assets.retention import RETENTION_ASSETS
 from assets.specs import asset_specs
 from assets.statistics import STATISTICS_ASSETS, STATISTICS_CHECKS
+from omniops_pipelines.jobs.content import cleanup_page_html_job, reprocess_job
 from omniops_pipelines.jobs.control import control_crawl
 from omniops_pipelines.jobs.crawl import crawl_job
 from omniops_pipelines.jobs.embeddings import embeddings
@@ -51,7 +52,9 @@ def build_defs(resources: Mapping[str, Any] | None = None) -> dg.Definitions:
             crawl_job,
             control_crawl,
             refresh,
+            reprocess_job,
             *RETENTION_JOBS,
+            cleanup_page_html_job,
             statistics_job,
             reports,
             embeddings,

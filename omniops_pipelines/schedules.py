@@ -8,6 +8,7 @@
 | `scrape_jobs_cleanup_weekly` | `cleanup_scrape_jobs` | Sunday 01:35 |
 | `conversations_retention_weekly` | `cleanup_conversations` | Sunday 02:05 |
 | `analytics_retention_weekly` | `cleanup_analytics` | Sunday 02:35 |
+| `page_html_cleanup_daily` | `cleanup_page_html` | 03:05 |
 | `purge_runs_weekly` | `purge_runs` | Sunday 03:35 |
 | `reports_weekly` | `reports` | Monday 04:05 |
 | `retention_audit_monthly` | `retention`, looking only | the 1st, 05:05 |
@@ -105,6 +106,12 @@ TIMETABLES: Final = (
         "35 2 * * 0",
         "Analytics of more than a year.",
         _removing("analytics"),
+    ),
+    Timetable(
+        "page_html_cleanup_daily",
+        "cleanup_page_html",
+        "5 3 * * *",
+        "HTML that was kept as long as its customer asked for; daily, so that a day means a day.",
     ),
     Timetable(
         "purge_runs_weekly",

@@ -16,6 +16,7 @@ from resources import stack
 from resources.crawler.crawl import Crawl
 from resources.crawler.plan import CrawlPlan
 from resources.crawler.politeness import shared_limiter
+from resources.crawler.reading import SiteMemory
 from resources.postgres.content import index_waiting_content
 from resources.postgres.frontier import CrawlFrontier
 
@@ -62,6 +63,7 @@ def main() -> None:
         on_committed=on_committed,
         index=partial(index_waiting_content, stack.database_engine()),
         reconnect=stack.endpoints().ensure_running,
+        memory=SiteMemory.of_customer(stack.database_engine(), order.customer_id),
         limiter=shared_limiter(order.manager.cache),
     )
     measure.start()

@@ -49,14 +49,15 @@ _INSERT_PAGES = """
              AS p (url, title, description, canonical_url, lang, http_status, etag, last_modified, content_hash)
 """
 _INSERT_TEXTS = """
-    INSERT INTO website_content (page_id, customer_id, text, word_count, search)
-    SELECT p.id, p.customer_id, c.text, c.words, to_tsvector('english', c.text)
-    FROM unnest(%(urls)s::text[], %(texts)s::text[], %(words)s::integer[]) AS c (url, text, words)
+    INSERT INTO website_content (page_id, customer_id, text, markdown, word_count, search)
+    SELECT p.id, p.customer_id, c.text, c.markdown, c.words, to_tsvector('english', c.text)
+    FROM unnest(%(urls)s::text[], %(texts)s::text[], %(markdowns)s::text[], %(words)s::integer[])
+             AS c (url, text, markdown, words)
     JOIN scraped_pages AS p ON p.customer_id = %(customer)s AND p.url = c.url
 """
 # An item's keys, as the statements name their lists.
 _KEYS = """
-    urls statuses ms hashes depths bytes titles descriptions canonicals langs etags modified texts words
+    urls statuses ms hashes depths bytes titles descriptions canonicals langs etags modified texts markdowns words
 """
 
 
@@ -72,6 +73,7 @@ class PagesSpider(scrapy.Spider):
         self.start_urls = [url]
         self.allowed_domains = [site_of(url).partition(":")[0]]
         self._text = order["text"]
+        self._main = order["main"]
         self._extractor = LinkExtractor(allow_domains=[site_of(url)]) if links == "extractor" else None
 
     async def start(self) -> AsyncIterator[Any]:
@@ -93,8 +95,15 @@ class PagesSpider(scrapy.Spider):
         from hashlib import blake2b
 
         header = response.headers.get
-        text = None
-        if self._text:
+        text = markdown = None
+        if self._main:
+            import trafilatura
+
+            # As its documentation has it for speed, and once: the text is the markdown.
+            text = markdown = (
+                trafilatura.extract(response.text, response.url, fast=True, output_format="markdown") or ""
+            )
+        elif self._text:
             found = response.xpath("//body//text()[not(ancestor::script or ancestor::style)]").getall()
             text = " ".join(" ".join(found).split())
         return {
@@ -111,6 +120,7 @@ class PagesSpider(scrapy.Spider):
             "etags": (header("ETag") or b"").decode() or None,
             "modified": (header("Last-Modified") or b"").decode() or None,
             "texts": text,
+            "markdowns": markdown,
             "words": text.count(" ") + 1 if text else 0,
         }
 
@@ -168,19 +178,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("url")
     parser.add_argument("--text", action="store_true", help="keep the pages' texts, full-text indexed")
+    parser.add_argument("--main", action="store_true", help="keep their main text, by trafilatura, instead")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--links", choices=("extractor", "css"), default="css")
     parser.add_argument("--uvloop", action="store_true", help="run Scrapy's reactor on uvloop")
     options = parser.parse_args()
     job = new_job(CrawlPlan(urls=(options.url,)))
-    measure = meter("scrapy-text" if options.text else "scrapy")
+    measure = meter("scrapy-main" if options.main else "scrapy-text" if options.text else "scrapy")
     with psycopg.connect(stack.endpoints().database_url, autocommit=True) as connection:
         connection.execute("SELECT 1")
         order = {
             "job": job.job_id,
             "customer": job.customer_id,
             "domain": site_of(options.url),
-            "text": options.text,
+            "text": options.text or options.main,
+            "main": options.main,
             "connection": connection,
             "written": 0,
         }

@@ -14,6 +14,7 @@ from omniops_pipelines.cli.embed import embed
 from omniops_pipelines.cli.jobs import jobs
 from omniops_pipelines.cli.keys import keys
 from omniops_pipelines.cli.migrate import migrate
+from omniops_pipelines.cli.pages import pages
 from omniops_pipelines.cli.queue import queue
 from omniops_pipelines.cli.retention import cleanup, erase, export, holds
 from omniops_pipelines.cli.search import search
@@ -28,8 +29,8 @@ def cli() -> None:
 
 
 for command in (
-    crawl, demo, up, search, embed, jobs, sites, queue, alerts, cleanup, erase, export, holds, keys, migrate, catalog,
-    services, env, doctor,
+    crawl, demo, up, search, embed, jobs, pages, sites, queue, alerts, cleanup, erase, export, holds, keys, migrate,
+    catalog, services, env, doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -45,6 +45,9 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
             "--requests-per-minute", type=int, help="To one domain, by all crawls together.  [default: no limit]"
         ),
         click.option("--shards", type=int, help="Workers that share the job, each a process.  [default: 1]"),
+        click.option(
+            "--keep-html-days", type=int, help="Keep pages as they were fetched for so long.  [default: not at all]"
+        ),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output at the end."),
     )
     for option in reversed(options):

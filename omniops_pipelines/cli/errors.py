@@ -14,6 +14,7 @@ from resources.postgres.customer_rows import UnknownCustomer
 from resources.postgres.customers import InvalidSlug
 from resources.postgres.erasure import ErasureRefused
 from resources.postgres.jobs import JobIdTaken, UnknownJob
+from resources.postgres.page_history import UnknownPage
 from resources.postgres.queue_admin import QueueRefused, UnknownMessage
 from resources.postgres.removals import NothingHeldBack
 from resources.postgres.secret_keys import SecretError
@@ -37,6 +38,7 @@ _EXPECTED = (
     ErasureRefused,
     QueueRefused,
     UnknownMessage,
+    UnknownPage,
     InvalidSetting,
     InvalidCredentials,
     UnknownRow,

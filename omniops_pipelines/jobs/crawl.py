@@ -42,6 +42,7 @@ from resources.crawler.plan import (
     CrawlProgress,
 )
 from resources.crawler.politeness import shared_limiter
+from resources.crawler.reading import SiteMemory
 from resources.crawler.site_access import UnusableAccess, access_for_crawl
 from resources.crawler.stored_order import plan_for_queued_job
 from resources.crawler.urls import site_of
@@ -122,6 +123,11 @@ class CrawlConfig(dg.Config):
     max_depth: int = Field(default=DEFAULT_MAX_DEPTH, description="How many links away from a start url.")
     max_seconds: int = Field(default=DEFAULT_MAX_SECONDS, description="Longest duration of this run, in seconds.")
     concurrency: int = Field(default=DEFAULT_CONCURRENCY, description="Requests at once.")
+    keep_html_days: int = Field(
+        default=0,
+        description="Pages are kept as they were fetched, compressed, for so many days: the job reprocess reads them "
+        "again without a visit. 0: not at all.",
+    )
     requests_per_minute: int = Field(
         default=0,
         description="To one domain, by all crawls together; the strictest limit that is known holds. 0: no limit.",
@@ -166,6 +172,7 @@ class CrawlConfig(dg.Config):
             max_seconds=self.max_seconds,
             concurrency=self.concurrency,
             requests_per_minute=self.requests_per_minute,
+            keep_html_days=self.keep_html_days,
             include=tuple(self.include),
             exclude=tuple(self.exclude),
             respect_robots=self.respect_robots,
@@ -301,6 +308,7 @@ def crawl_pages(
             run_id=context.run_id,
             limiter=shared_limiter(manager.cache),
             access=access,
+            memory=SiteMemory.of_customer(postgres.engine(), job["customer_id"]),
         )
 
     on_interrupt = context.run.tags.get(TAG_ON_INTERRUPT, "cancelled")
@@ -334,6 +342,7 @@ def crawl_pages(
         "bytes": outcome.progress.bytes,
         "retries": outcome.progress.retries,
         "repairs": outcome.progress.repairs,
+        "unread": outcome.progress.unread,
         "rendering": dict(outcome.progress.rendering),
         "phases": {name: round(seconds, 3) for name, seconds in outcome.progress.phases.items()},
         "politeness": crawl.politeness.in_force(),

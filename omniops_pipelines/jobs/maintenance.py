@@ -17,11 +17,13 @@ PURGED_JOBS: Final = (
     "crawl",
     "control_crawl",
     "refresh",
+    "reprocess",
     "retention",
     "cleanup_message_queue",
     "cleanup_scrape_jobs",
     "cleanup_conversations",
     "cleanup_analytics",
+    "cleanup_page_html",
     "erase_customer",
     "purge_runs",
 )

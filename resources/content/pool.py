@@ -29,6 +29,8 @@ from resources.settings import PROJECT_ROOT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from resources.postgres.page_html import FetchedHtml
+
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
@@ -41,23 +43,6 @@ MEMORY_BYTES: Final = 1_536 * 2**20
 PAGES_PER_PROCESS: Final = 5_000
 # A crawl uses the cores that there are, but no more than this: the rest of a large machine is somebody else's.
 MAX_PROCESSES: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class PageSource:
-    """A page as it was fetched.
-
-    Attributes:
-        url: where.
-        body: decompressed.
-        content_type: lower case, without parameters.
-        charset: from the Content-Type header alone.
-    """
-
-    url: str
-    body: bytes
-    content_type: str | None = None
-    charset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +92,7 @@ class _Process:
         self._ready = False
         self.pages = 0
 
-    def ask(self, task: str, page: PageSource, set_id: int, known: frozenset[int]) -> dict[str, Any]:
+    def ask(self, task: str, page: FetchedHtml, set_id: int, known: frozenset[int]) -> dict[str, Any]:
         """Have a page read.
 
         Raises:
@@ -173,7 +158,7 @@ def _read_page(answer: dict[str, Any], failure: str | None) -> ReadPage:
 class ExtractionPool:
     """Some processes that read pages.
 
-    Used from one event loop; the processes start when they are first needed, or at `start`.
+    Used from one event loop; the processes start when they are first needed.
 
     Args:
         processes: how many pages are read at once; by default as many as there are cores.
@@ -209,9 +194,8 @@ class ExtractionPool:
         self.close()
 
     def start(self) -> None:
-        """Start the processes now, so that they are ready when the first page comes."""
-        for _ in range(self.processes):
-            self._free.put(self._new_process())
+        """Start a process now, so that it is ready when the first page comes; more follow as they are needed."""
+        self._threads.submit(lambda: self._free.put(self._new_process()))
 
     def close(self) -> None:
         """End all processes at once; pages under way are lost."""
@@ -223,7 +207,7 @@ class ExtractionPool:
             process.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def extract(self, page: PageSource, boilerplate: frozenset[int] = frozenset()) -> ReadPage:
+    async def extract(self, page: FetchedHtml, boilerplate: frozenset[int] = frozenset()) -> ReadPage:
         """What a page says; it always says something, if need be nothing but why.
 
         Args:
@@ -232,7 +216,7 @@ class ExtractionPool:
         """
         return await self._in_thread(lambda: self._extract(page, boilerplate))
 
-    async def survey(self, page: PageSource) -> frozenset[int]:
+    async def survey(self, page: FetchedHtml) -> frozenset[int]:
         """Hashes of the blocks of a page; none where it cannot be read."""
         return await self._in_thread(lambda: self._survey(page))
 
@@ -241,7 +225,7 @@ class ExtractionPool:
 
     # --- in a thread of the pool ----------------------------------------------------------------------------------
 
-    def _extract(self, page: PageSource, boilerplate: frozenset[int]) -> ReadPage:
+    def _extract(self, page: FetchedHtml, boilerplate: frozenset[int]) -> ReadPage:
         failure: str | None = None
         for task in ("extract", "visible"):
             try:
@@ -255,18 +239,18 @@ class ExtractionPool:
         self._count(failure or "crash", page)
         return ReadPage(Extracted(fallback_reason=failure), fingerprint(""), failure)
 
-    def _survey(self, page: PageSource) -> frozenset[int]:
+    def _survey(self, page: FetchedHtml) -> frozenset[int]:
         try:
             return frozenset(self._ask("survey", page, frozenset())["blocks"])
         except _Died:
             return frozenset()
 
-    def _count(self, failure: str, page: PageSource) -> None:
+    def _count(self, failure: str, page: FetchedHtml) -> None:
         with self._lock:
             self.failures[failure] += 1
         logger.warning("the main text of %s could not be told (%s): all that is visible is kept", page.url, failure)
 
-    def _ask(self, task: str, page: PageSource, known: frozenset[int]) -> dict[str, Any]:
+    def _ask(self, task: str, page: FetchedHtml, known: frozenset[int]) -> dict[str, Any]:
         process = self._take()
         try:
             answer = process.ask(task, page, self._set_id(known), known)

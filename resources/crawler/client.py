@@ -31,6 +31,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from resources.crawler.guard import AddressRefused, guarded_connector
+from resources.crawler.identity import USER_AGENT
 from resources.crawler.site_access import SessionCookies
 from resources.crawler.tunnel import ProxyTrouble, tunnel_connector
 from resources.crawler.urls import InvalidUrl, normalise
@@ -60,19 +61,12 @@ if TYPE_CHECKING:
     from resources.crawler.site_access import SiteAccess
 
 __all__ = [
-    "ROBOTS_TOKEN",
-    "USER_AGENT",
     "FetchFailed",
     "FetchLimits",
     "Fetched",
     "GuardedHttpClient",
     "Hop",
 ]
-
-USER_AGENT: Final = "OmniOpsBot/0.1 (+https://omniops.example/bot)"
-"""Says who we are, and where a site's owner can read more."""
-ROBOTS_TOKEN: Final = "OmniOpsBot"  # noqa: S105 - the name in robots.txt, no secret
-"""The product token that robots.txt and robots meta tags name us by."""
 
 _ACCEPT: Final = "text/html,application/xhtml+xml,text/plain;q=0.9,*/*;q=0.1"
 _ACCEPT_ENCODING: Final = "gzip, deflate, br" if brotli is not None else "gzip, deflate"

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -25,6 +26,7 @@ from crawlee.events import EventManager
 from crawlee.statistics import Statistics
 from crawlee.storage_clients import MemoryStorageClient
 
+from resources.content.pool import ExtractionPool
 from resources.crawler.after_commit import CommitFollowers
 from resources.crawler.client import FetchLimits, GuardedHttpClient
 from resources.crawler.collector import calm_collector
@@ -35,6 +37,7 @@ from resources.crawler.outcomes import PageOutcomes, message_of
 from resources.crawler.patience import Patience
 from resources.crawler.plan import CrawlOutcome, CrawlProgress
 from resources.crawler.politeness import MAX_TRIES, PATIENCE_SECONDS, Politeness, ReadyUrls, backoff
+from resources.crawler.reading import PageReader, SiteMemory, complete
 from resources.crawler.rendering.browser import RenderLimits
 from resources.crawler.rendering.fetcher import RenderingFetcher, pages_at_once
 from resources.crawler.request_manager import FrontierRequestManager, Task
@@ -55,6 +58,7 @@ from resources.postgres.frontier import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from resources.content.pool import ReadPage
     from resources.crawler.client import Fetched
     from resources.crawler.plan import CrawlPlan
     from resources.crawler.site_access import SiteAccess
@@ -142,6 +146,7 @@ class Crawl:
         render_limits: bounds of rendering one page, where the plan asks for a browser.
         limiter: of the domains' rates, shared with all other crawls; None: this crawl is alone.
         access: keys of the site.
+        memory: what sites repeat on their pages, kept between crawls; None: each crawl learns it anew.
     """
 
     def __init__(
@@ -158,6 +163,7 @@ class Crawl:
         render_limits: RenderLimits | None = None,
         limiter: AsyncRateLimiter | None = None,
         access: SiteAccess | None = None,
+        memory: SiteMemory | None = None,
     ) -> None:
         self._plan = plan
         self._frontier = frontier
@@ -187,6 +193,9 @@ class Crawl:
         self._aborting: asyncio.Task[None] | None = None
         self._followers: CommitFollowers | None = None
         self._sitemaps: SitemapDiscovery | None = None
+        self._memory = memory or SiteMemory.forgetful()
+        self._pool = ExtractionPool()
+        self._reader: PageReader | None = None
         self._bytes_elsewhere = 0
         self._acknowledged_bytes = 0
         self._started = 0.0
@@ -230,7 +239,10 @@ class Crawl:
             CommitFollowers(
                 self._on_committed, self._index if self._plan.keep_text else None, self.progress.phases
             ) as self._followers,
+            self._pool,
         ):
+            if self._plan.keep_text:
+                self._pool.start()
             self.politeness.start()
             try:
                 while True:
@@ -271,6 +283,11 @@ class Crawl:
         )
         manager.writer = writer
         self._manager = manager
+        if self._plan.keep_text:
+            # Beside the frontier's thread: a site is not looked up behind a commit.
+            self._reader = manager.reader = PageReader(
+                self._pool, self._memory, lambda: manager.only_reading, asyncio.to_thread
+            )
         client = GuardedHttpClient(
             allow_private=self._plan.allow_private,
             limits=self._limits,
@@ -289,6 +306,8 @@ class Crawl:
                 await self._renderer.start()
             if self._stop_reason is None:
                 await crawler.run()
+            if self._reader is not None:
+                await self._reader.stop()
             await writer.close()
             if manager.error is not None:
                 raise manager.error
@@ -296,6 +315,9 @@ class Crawl:
             watch.cancel()
             sitemaps.cancel()
             await asyncio.gather(watch, sitemaps, return_exceptions=True)
+            if self._reader is not None:
+                await self._reader.close()
+                self.progress.phases["read"] += self._reader.seconds
             await self._store_counts(executor)
             if self._renderer is not None:
                 await self._renderer.cleanup()
@@ -414,7 +436,11 @@ class Crawl:
         started = time.perf_counter()
         try:
             done = self._frontier.commit(
-                worker, batch, own_links=own_links, mark_linked=self._plan.job_type == "incremental"
+                worker,
+                batch,
+                own_links=own_links,
+                mark_linked=self._plan.job_type == "incremental",
+                keep_html_days=self._plan.keep_html_days,
             )
             owned = [link.url for link in batch.links if link.hash in done.owned]
             return replace(done, known=self._look_up(owned))
@@ -532,14 +558,42 @@ class Crawl:
                 logger.exception("page %s could not be handled", task.url)
                 finished = [self._outcomes.failed(task, task.url, f"internal: {type(error).__name__}: {error}"[:500])]
                 links = []
-            if finished:
-                self.progress.fetched += len(finished)
-                for outcome in finished:
-                    if outcome.hash in self._seed_hashes:
-                        self._seed_outcomes[outcome.hash] = outcome
-                manager.writer.add(finished, links)
-            manager.put_down(task)
+            content = finished[-1].content if finished else None
+            if self._reader is not None and content is not None and content.html is not None:
+                # Its links are wanted now; its outcome follows when it is read.
+                if links:
+                    manager.writer.add([], links)
+                self._reader.read(content.domain, content.html, partial(self._have_read, task, finished, manager))
+            else:
+                self._hand_on(task, finished, links, manager)
             task = manager.take() if time.monotonic() < until else None
+
+    def _hand_on(
+        self, task: Task, finished: list[FinishedUrl], links: list[FoundLink], manager: FrontierRequestManager
+    ) -> None:
+        """Give a url's outcomes to the writer; where there are none it is tried again, or stays in the frontier."""
+        if finished and manager.writer is not None:
+            self.progress.fetched += len(finished)
+            for outcome in finished:
+                if outcome.hash in self._seed_hashes:
+                    self._seed_outcomes[outcome.hash] = outcome
+            manager.writer.add(finished, links)
+        manager.put_down(task)
+
+    def _have_read(
+        self, task: Task, finished: list[FinishedUrl], manager: FrontierRequestManager, page: ReadPage | None
+    ) -> None:
+        """What the page says is known. None: a stop came first, and it is fetched again when the job resumes."""
+        if page is None:
+            manager.put_down(task)
+            return
+        outcome = finished[-1]
+        complete(outcome, page)
+        self.progress.repairs += page.extracted.cleaned
+        self.progress.unread += page.failure is not None
+        if not self._plan.keep_html_days and outcome.content is not None:
+            outcome.content.html = None
+        self._hand_on(task, finished, [], manager)
 
     async def _visit(
         self, task: Task, manager: FrontierRequestManager, client: GuardedHttpClient

@@ -47,6 +47,7 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "max_depth": (0, 10_000, "links"),
     "max_seconds": (1, 7 * 86_400, "seconds"),
     "concurrency": (1, 256, "requests at once"),
+    "keep_html_days": (0, 365, "days (0 for not at all)"),
     "requests_per_minute": (0, 1_000_000, "requests a minute (0 for no limit)"),
     "shards": (1, 32, "workers"),
 }
@@ -74,6 +75,7 @@ class CrawlOrder:
     max_seconds: float = DEFAULT_MAX_SECONDS
     concurrency: int = DEFAULT_CONCURRENCY
     requests_per_minute: int = 0
+    keep_html_days: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     respect_robots: bool = True
@@ -171,6 +173,7 @@ def check_order(order: CrawlOrder) -> CrawlPlan:
         max_seconds=order.max_seconds,
         concurrency=order.concurrency,
         requests_per_minute=order.requests_per_minute,
+        keep_html_days=order.keep_html_days,
         include=tuple(order.include),
         exclude=tuple(order.exclude),
         respect_robots=order.respect_robots,

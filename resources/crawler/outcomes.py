@@ -6,11 +6,11 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from resources.content.fingerprints import fingerprint
 from resources.crawler.conditional import pack_links, source_hash, unpack_links, usable_date, usable_etag, validators
 from resources.crawler.page import parse_in_turns
 from resources.crawler.urls import site_of
 from resources.postgres.frontier import FinishedUrl, FoundLink, PageContent
+from resources.postgres.page_html import FetchedHtml
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,7 +168,6 @@ class PageOutcomes:
 
     def _content(self, url: str, fetched: Fetched, page: Page, source: str, links: Sequence[str]) -> PageContent:
         keep_text = self._plan.keep_text
-        marks = fingerprint(page.text) if keep_text else None
         return PageContent(
             domain=site_of(url),
             title=page.title,
@@ -180,11 +179,10 @@ class PageOutcomes:
             last_modified=usable_date(fetched.headers.get("Last-Modified")),
             source_hash=source,
             content_hash=page.content_hash,
-            folded_hash=marks.folded_hash if marks else None,
-            simhash=marks.simhash if marks else None,
             text=page.text if keep_text else None,
             word_count=page.text.count(" ") + page.text.count("\n") + 1 if page.text else 0,
             links=pack_links(links),
+            html=FetchedHtml(url, fetched.body, fetched.content_type, fetched.charset) if keep_text else None,
         )
 
     def _known_links(self, task: Task, manager: FrontierRequestManager) -> list[FoundLink]:

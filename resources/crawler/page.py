@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from selectolax.lexbor import LexborHTMLParser
 
-from resources.crawler.client import ROBOTS_TOKEN
+from resources.crawler.identity import ROBOTS_TOKEN
 from resources.crawler.pieces import pieces, without_formatting
 from resources.crawler.urls import InvalidUrl, Joiner, UnsupportedScheme, normalise
 

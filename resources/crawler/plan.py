@@ -41,6 +41,7 @@ class CrawlPlan:
         keep_text: page texts are kept and indexed.
         render: one of `RENDER_MODES`.
         embed: pages whose text changed are embedded when the crawl has ended.
+        keep_html_days: pages are kept as they were fetched, compressed, for so long; 0: not at all.
     """
 
     urls: tuple[str, ...]
@@ -59,6 +60,7 @@ class CrawlPlan:
     keep_text: bool = True
     render: str = "http"
     embed: bool = False
+    keep_html_days: int = 0
 
     def as_config(self) -> dict[str, Any]:
         """The plan as it is kept with the job."""
@@ -78,6 +80,9 @@ class CrawlPlan:
         return cls(**known)
 
 
+_PHASES = ("fetch", "politeness", "parse", "read", "write", "cache", "index")
+
+
 @dataclass(slots=True)
 class CrawlProgress:
     """How far a crawl is; read from other threads, written by the crawl's own.
@@ -89,12 +94,15 @@ class CrawlProgress:
         in_flight: requests under way.
         bytes: on the wire, this run.
         retries: tries after the first, this run.
+        repairs: characters and links that could not be used as they stood, this run.
+        unread: pages whose main text could not be told, so that all that is visible was kept; this run.
         seconds: since this run's start.
         rendering: pages that a browser rendered (`rendered`) and could not (`render_failed`), browsers started, and
             connections refused to pages; empty without a browser.
         delay: seconds between two requests in force, of the domain with the longest.
         phases: seconds of work spent in `fetch` (waiting included), `parse`, `write` (Postgres), and, beside it,
-            `cache` and `index`; `politeness`: waited, although there was something to fetch.
+            `read` (main text, waiting for it included), `cache` and `index`; `politeness`: waited, although there was
+            something to fetch.
     """
 
     total: int = 0
@@ -107,11 +115,14 @@ class CrawlProgress:
     bytes: int = 0
     retries: int = 0
     repairs: int = 0
+    unread: int = 0
     seconds: float = 0.0
     rendering: dict[str, int] = field(default_factory=dict)
     delay: float = 0.0
     phases: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("fetch", "politeness", "parse", "write", "cache", "index"), 0.0)
+        default_factory=lambda: dict.fromkeys(
+            ("fetch", "politeness", "parse", "read", "write", "cache", "index"), 0.0
+        )
     )
 
     @property

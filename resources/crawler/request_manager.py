@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from resources.crawler.patience import Patience
     from resources.crawler.politeness import ReadyUrls
+    from resources.crawler.reading import PageReader
     from resources.crawler.writer import BatchWriter
     from resources.postgres.frontier import Batch, Committed, CrawlFrontier, FrontierUrl
     from resources.postgres.known_pages import KnownPage
@@ -109,6 +110,7 @@ class FrontierRequestManager(RequestManager):
         self._patience = patience
         self._losses = 0
         self.writer: BatchWriter | None = None
+        self.reader: PageReader | None = None
         self._ready = ready
         self._delayed: list[tuple[float, int, Task]] = []
         self._order = itertools.count()
@@ -204,6 +206,16 @@ class FrontierRequestManager(RequestManager):
     def in_flight(self) -> int:
         """Urls handed out and not handled."""
         return len(self._in_flight)
+
+    @property
+    def only_reading(self) -> bool:
+        """True while all that is under way is being read, and nothing more can be fetched meanwhile."""
+        reading = self.reader.pending if self.reader is not None else 0
+        if self.expecting or len(self._in_flight) > reading or not self._nothing_unsaved():
+            return False
+        if self._refill is not None and not self._refill.done():
+            return False
+        return self._pages_left <= 0 or not (self.waiting or self._waiting_in_postgres)
 
     @property
     def hungry(self) -> bool:
@@ -321,6 +333,8 @@ class FrontierRequestManager(RequestManager):
 
     def _may_hand_out(self) -> bool:
         if self.stopping or (self.writer is not None and self.writer.unsaved >= MAX_UNSAVED):
+            return False
+        if self.reader is not None and self.reader.full:
             return False
         while self._delayed and self._delayed[0][0] <= time.monotonic():
             self._ready.appendleft(heapq.heappop(self._delayed)[2])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from protego import Protego
 
-from resources.crawler.client import ROBOTS_TOKEN
+from resources.crawler.identity import ROBOTS_TOKEN
 from resources.crawler.urls import InvalidUrl, normalise, origin_of
 
 if TYPE_CHECKING:

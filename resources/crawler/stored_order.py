@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 # What a customer's configuration may say of a crawl.
 CRAWL_SETTINGS: Final = (
-    "max_pages", "max_bytes", "max_depth", "max_seconds", "concurrency", "requests_per_minute", "urls", "include",
-    "exclude",
-    "respect_robots", "render", "embed",
+    "max_pages", "max_bytes", "max_depth", "max_seconds", "concurrency", "requests_per_minute", "keep_html_days",
+    "urls", "include", "exclude", "respect_robots", "render", "embed",
 )  # fmt: skip
 
 # What a job's row may say: all that can be ordered, but what the row itself says; and, of a plan that was kept with a

@@ -57,16 +57,16 @@ class BatchWriter:
 
     @property
     def unsaved(self) -> int:
-        """Pages that are finished and not committed."""
-        return len(self._batch.finished) + self._writing
+        """Pages that are finished and not committed; not 0 while links are not."""
+        return max(len(self._batch.finished), 1 if self._batch.links else 0) + self._writing
 
     def start(self) -> None:
         """Begin to write."""
         self._task = asyncio.create_task(self._run(), name="batch writer")
 
     def add(self, finished: list[FinishedUrl], links: list[FoundLink]) -> None:
-        """Take outcomes and the links that were found with them: they are committed together."""
-        if not self._batch.finished:
+        """Take outcomes and links: they are committed together. A page's links may come before its outcome."""
+        if not self._batch.finished and not self._batch.links:
             self._first_at = time.monotonic()
         self._batch.finished.extend(finished)
         self._batch.links.extend(links)
@@ -86,15 +86,16 @@ class BatchWriter:
             while True:
                 await self._arrived.wait()
                 self._arrived.clear()
-                while self._batch.finished:
+                while self._batch.finished or self._batch.links:
                     await self._gather()
                     batch, self._batch = self._batch, Batch()
-                    self._writing = len(batch.finished)
+                    # Links alone are something unsaved too: the crawl has not ended before they are there.
+                    self._writing = max(1, len(batch.finished))
                     try:
                         done = await self._write(batch)
+                        await self._committed(batch, done)
                     finally:
                         self._writing = 0
-                    await self._committed(batch, done)
                 if self._closing:
                     return
         except Exception as error:  # noqa: BLE001 - kept, and raised where the crawl can act on it

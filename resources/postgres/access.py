@@ -50,6 +50,7 @@ _READ_BY_SEARCH: Final = frozenset({"scraped_pages", "website_content"})
 # The platform's working state beside the business tables: leases, deliveries under way, how far something has come.
 WORKING_TABLES: Final = (
     "crawl_workers", "page_links", "alert_deliveries", "watermarks", "embedding_models", "search_configurations",
+    "page_versions", "page_html", "site_blocks",
 )  # fmt: skip
 
 # Functions that client access needs: the policies' own, and what triggers and queries call on its behalf.
@@ -61,7 +62,7 @@ _FOR_CLIENTS: Final = frozenset({
     "search_query", "search_pages",
 })  # fmt: skip
 # What only a trigger may call, with its owner's rights.
-_FOR_TRIGGERS: Final = frozenset({"scrape_job_stats_apply"})
+_FOR_TRIGGERS: Final = frozenset({"scrape_job_stats_apply", "keep_page_version"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,15 +24,17 @@ from sqlalchemy.exc import DBAPIError
 
 from resources.postgres.discovery import Discovery
 from resources.postgres.known_pages import KnownPages
+from resources.postgres.page_html import keep_html
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine, Row, TextClause
 
     from resources.postgres.known_pages import KnownPage
+    from resources.postgres.page_html import FetchedHtml
 
 # A worker whose lease ran out is replaced. Half a minute is long against a commit (tens of milliseconds) and a
 # heartbeat (a third of it), and keeps a takeover within a minute.
@@ -91,6 +93,7 @@ class PageContent:
         folded_hash: of the main text without stamps and counters; the same one means a cosmetic change.
         simhash: of the main text, signed 64 bits.
         links: the page's links, packed; None leaves those that are kept.
+        html: the page as it was fetched.
     """
 
     domain: str
@@ -109,6 +112,7 @@ class PageContent:
     folded_hash: str | None = None
     simhash: int | None = None
     links: bytes | None = None
+    html: FetchedHtml | None = None
 
 
 @dataclass(slots=True)
@@ -523,6 +527,7 @@ class CrawlFrontier:
         *,
         own_links: int,
         mark_linked: bool = False,
+        keep_html_days: int = 0,
     ) -> Committed:
         """Write a batch in one transaction: links, acknowledgements, content, results.
 
@@ -531,6 +536,7 @@ class CrawlFrontier:
             batch: finished urls and the links that they hold.
             own_links: so many of the new links may become this worker's at once; the rest wait for anyone.
             mark_linked: the job began with urls that were known before; put down which of them are linked.
+            keep_html_days: pages are kept as they were fetched for so long; 0: not at all.
 
         Raises:
             WorkerReplaced: another worker has taken over; nothing was written.
@@ -586,8 +592,15 @@ class CrawlFrontier:
             "c_word_count": [c.word_count for _, c in pages],
             "c_links": [c.links for _, c in pages],
         }
+        kept = [(f.hash, c.html) for f, c in pages if c.html is not None] if keep_html_days else []
+
+        def keep(connection: Connection, row: Row[Any]) -> None:
+            acknowledged = frozenset(row.acknowledged)
+            html = [page for key, page in kept if key in acknowledged]
+            keep_html(connection, self._customer_id, html, keep_html_days)
+
         try:
-            row = self._in_transaction(_COMMIT, parameters)
+            row = self._in_transaction(_COMMIT, parameters, keep if kept else None)
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) == _REPLACED:
                 raise self._replaced(worker) from error
@@ -659,12 +672,26 @@ class CrawlFrontier:
         )[0]
         return settled
 
-    def _in_transaction(self, statement: TextClause, parameters: dict[str, Any]) -> Row[Any]:
-        """The one row of a statement in a transaction of its own, which is tried again after a deadlock."""
+    def _in_transaction(
+        self,
+        statement: TextClause,
+        parameters: dict[str, Any],
+        then: Callable[[Connection, Row[Any]], None] | None = None,
+    ) -> Row[Any]:
+        """The one row of a statement in a transaction of its own, which is tried again after a deadlock.
+
+        Args:
+            statement: gives one row.
+            parameters: its own.
+            then: what else belongs to the transaction; it is given the row.
+        """
         for tried in itertools.count(1):
             try:
                 with self._engine.begin() as connection:
-                    return connection.execute(statement, parameters).one()
+                    row = connection.execute(statement, parameters).one()
+                    if then is not None:
+                        then(connection, row)
+                    return row
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) != _DEADLOCK or tried == _DEADLOCK_TRIES:
                     raise

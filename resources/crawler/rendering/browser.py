@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from resources.crawler.client import USER_AGENT
+from resources.crawler.identity import USER_AGENT
 from resources.crawler.rendering.chromium import find_chromium, launch_options, missing_browser, user_agent
 from resources.crawler.rendering.proxy import Gate
 

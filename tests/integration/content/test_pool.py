@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from resources.content.extraction import extract
-from resources.content.pool import ExtractionPool, PageSource
+from resources.content.pool import ExtractionPool
+from resources.postgres.page_html import FetchedHtml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +28,8 @@ PAGE = (
 )
 
 
-def page(name: str = "page", body: bytes = PAGE) -> PageSource:
-    return PageSource(f"https://shop.example/{name}", body, "text/html", "utf-8")
+def page(name: str = "page", body: bytes = PAGE) -> FetchedHtml:
+    return FetchedHtml(f"https://shop.example/{name}", body, "text/html", "utf-8")
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def mischief(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def pool() -> Iterator[ExtractionPool]:
-    with ExtractionPool(2, page_seconds=0.5) as made:
+    with ExtractionPool(2, page_seconds=1, memory_bytes=700 * 2**20) as made:
         yield made
 
 
@@ -120,11 +121,12 @@ def test_closing_ends_every_process_whatever_it_does(mischief: None) -> None:
 def test_no_process_outlives_a_killed_crawl() -> None:
     program = (
         "import asyncio, sys\n"
-        "from resources.content.pool import ExtractionPool, PageSource\n"
+        "from resources.content.pool import ExtractionPool\n"
+        "from resources.postgres.page_html import FetchedHtml\n"
         "async def main():\n"
         "    pool = ExtractionPool(2)\n"
-        "    pool.start()\n"
-        f"    await pool.extract(PageSource({URL!r}, b'<p>one</p>', 'text/html'))\n"
+        f"    page = FetchedHtml({URL!r}, b'<p>one</p>', 'text/html', None)\n"
+        "    await asyncio.gather(pool.extract(page), pool.extract(page))\n"
         "    print('ready', flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"

@@ -23,7 +23,8 @@ from crawlee.errors import ProxyError
 from crawlee.proxy_configuration import ProxyInfo
 
 from resources.crawler import guard
-from resources.crawler.client import USER_AGENT, Fetched, FetchFailed, FetchLimits, GuardedHttpClient
+from resources.crawler.client import Fetched, FetchFailed, FetchLimits, GuardedHttpClient
+from resources.crawler.identity import USER_AGENT
 from tests.integration.crawler.servers import Handler, RawServer, answer, serving
 
 if TYPE_CHECKING:

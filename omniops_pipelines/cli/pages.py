@@ -1,0 +1,120 @@
+"""`omniops pages`: what a page says, what it said before, and reading kept pages again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy import Engine
+
+
+@click.group()
+def pages() -> None:
+    """What pages say, and what they said before."""
+
+
+def _moment(value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError as error:
+        msg = f"{value!r} is no moment: write it like 2026-11-24 or 2026-11-24T15:30+00:00"
+        raise click.BadParameter(msg, param_hint="--at") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@pages.command("show")
+@click.argument("url")
+@click.option("--customer", default="default", show_default=True, help="Whose page it is (slug).")
+@click.option("--at", help="What it said then, for example 2026-11-24T15:30+00:00 (UTC where no zone is given).")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+def show_page(url: str, customer: str, at: str | None, as_json: bool) -> None:
+    """What a page says, as markdown; or what it said at another time."""
+    from omniops_pipelines.cli import output
+    from resources.postgres.page_history import page_at, page_versions
+
+    moment = _moment(at)
+    normal = _normal(url)
+    engine, customer_id = _customer(customer)
+    with engine.connect() as connection:
+        if moment is None:
+            version = page_versions(connection, customer_id, normal)[0]
+        else:
+            version = page_at(connection, customer_id, normal, moment)
+    if as_json:
+        output.print_json(version.as_dict())
+        return
+    until = f"until {output.shown(version.valid_to)}" if version.valid_to else "and still"
+    output.screen.print(f"{version.url}, since {output.shown(version.valid_from)} {until}", soft_wrap=True)
+    click.echo(version.markdown or version.text)
+
+
+@pages.command("history")
+@click.argument("url")
+@click.option("--customer", default="default", show_default=True, help="Whose page it is (slug).")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+def history(url: str, customer: str, as_json: bool) -> None:
+    """The versions of a page that are kept: the present one and up to ten before."""
+    from omniops_pipelines.cli import output
+    from resources.postgres.page_history import page_versions
+
+    normal = _normal(url)
+    engine, customer_id = _customer(customer)
+    with engine.connect() as connection:
+        versions = page_versions(connection, customer_id, normal)
+    if as_json:
+        output.print_json([version.as_dict() for version in versions])
+        return
+    rows = [
+        {"valid_from": v.valid_from, "valid_to": v.valid_to, "words": len(v.text.split()), "begins": v.text[:60]}
+        for v in versions
+    ]
+    output.print_table(("valid_from", "valid_to", "words", "begins"), rows)
+
+
+@pages.command("reprocess")
+@click.option("--customer", default="default", show_default=True, help="Whose pages (slug).")
+@click.option("--domain", help="One site's alone.")
+@click.option("--dry-run", is_flag=True, help="Count what would come out otherwise, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+def reprocess_pages(customer: str, domain: str | None, dry_run: bool, as_json: bool) -> None:
+    """Read pages whose HTML is kept once more, with today's extractor and without a request."""
+    from omniops_pipelines.cli import output
+    from resources.content.reprocess import reprocess
+
+    engine, customer_id = _customer(customer)
+    result = reprocess(engine, customer_id, domain=domain, dry_run=dry_run)
+    if as_json:
+        output.print_json({"dry_run": dry_run, **result.as_dict()})
+        return
+    if not result.read:
+        click.echo("No HTML is kept of these pages: see keep_html_days in the customer's settings.")
+        return
+    said = "would be written anew" if dry_run else "came out otherwise and were written"
+    click.echo(f"{result.read:,} pages read, {result.changed:,} {said}")
+
+
+def _normal(url: str) -> str:
+    from resources.crawler.urls import InvalidUrl, normalise
+
+    try:
+        return normalise(url)
+    except InvalidUrl as error:
+        raise click.BadParameter(str(error), param_hint="URL") from error
+
+
+def _customer(slug: str) -> tuple[Engine, UUID]:
+    from omniops_pipelines.instance import prepare_database
+    from resources import stack
+    from resources.postgres.customer_rows import customer_id_of
+
+    prepare_database(stack.endpoints())
+    engine = stack.database_engine()
+    with engine.connect() as connection:
+        return engine, customer_id_of(connection, slug)

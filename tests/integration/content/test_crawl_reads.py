@@ -1,0 +1,165 @@
+"""What a crawl keeps of what pages say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from resources.content.reprocess import reprocess
+from resources.crawler import reading
+from resources.crawler.plan import CrawlPlan
+from resources.crawler.reading import SiteMemory
+from resources.crawler.urls import normalise
+from resources.postgres.page_history import page_versions
+from tests.support.crawling import crawl, make_crawl, make_job, results
+from tests.support.site import Page
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from tests.support.databases import Database
+    from tests.support.site import Site
+
+pytestmark = pytest.mark.integration
+
+BANNER = "We use cookies to improve your visit and remember what you like"
+
+
+def shop_page(n: int, said: str, links: str = "") -> Page:
+    return Page(
+        f"""<!doctype html><html lang="en"><head><title>Product {n}</title></head><body>
+        <div class="bar"><p>{BANNER}</p></div>
+        <div class="content"><h1>Product {n}</h1>
+        <p>{said} It is made of steel, weighs {n} kilograms and fits every kitchen of number {n}.</p>
+        <table><tr><th>Article</th><td>A-{n:04}</td></tr><tr><th>Price</th><td>{n}.50 euros</td></tr></table>
+        {links}</div>
+        <div class="foot"><p>Call us any day from nine to five, the kettle is always on for you</p></div>
+        </body></html>""".encode()
+    )
+
+
+def make_shop(site: Site, pages: int) -> None:
+    for n in range(pages):
+        following = "".join(f'<a href="/p{m}">next {m}</a>' for m in (2 * n + 1, 2 * n + 2) if m < pages)
+        site.pages[f"/p{n}"] = shop_page(n, f"The machine {n} grinds and brews.", following)
+    site.pages["/"] = site.pages["/p0"]
+
+
+def customer_of(database: Database) -> UUID:
+    found: UUID = database.value("SELECT id FROM customers WHERE slug = 'acme'")
+    return found
+
+
+def run(database: Database, site: Site, job_id: str, **fields: object) -> None:
+    plan = CrawlPlan(urls=(normalise(site.url),), allow_private=True, **fields)  # type: ignore[arg-type]
+    make_job(database, job_id, plan)
+    memory = SiteMemory.of_customer(database.engine, customer_of(database))
+    make_crawl(database, job_id, plan, memory=memory).run()
+
+
+def test_what_stands_on_every_page_is_left_out_and_facts_are_kept(site: Site, database: Database) -> None:
+    make_shop(site, 30)
+    run(database, site, "one")
+    rows = database.engine.connect().execute(
+        text("SELECT p.url, w.text, w.markdown FROM website_content AS w JOIN scraped_pages AS p ON p.id = w.page_id")
+    ).all()  # fmt: skip
+    assert len(rows) == 30  # the root, and p1 to p29
+    for row in rows:
+        name = row.url.rsplit("/", 1)[1]
+        n = int(name[1:]) if name else 0
+        assert BANNER not in row.text
+        assert "kettle" not in row.text
+        assert f"{n}.50 euros" in row.text
+        assert f"A-{n:04}" in row.markdown
+    assert database.value("SELECT pages >= 8 FROM omniops_meta.site_blocks") is True
+
+
+def test_a_site_of_one_page_is_read_at_once(site: Site, database: Database) -> None:
+    site.pages["/"] = shop_page(1, "One page alone.")
+    crawl(database, site.url)
+    assert database.value("SELECT text LIKE '%One page alone.%' FROM website_content") is True
+    assert database.value("SELECT simhash IS NOT NULL AND folded_hash IS NOT NULL FROM scraped_pages") is True
+
+
+def test_a_changed_footer_is_no_change_and_a_changed_price_is_one(site: Site, database: Database) -> None:
+    make_shop(site, 25)
+    run(database, site, "one")
+    before = dict(database.engine.connect().execute(text("SELECT url, last_changed_at FROM scraped_pages")).all())
+    for path, page in list(site.pages.items()):
+        assert isinstance(page, Page)
+        body = page.body.replace(b"nine to five", b"ten to six")
+        site.pages[path] = Page(body.replace(b"7.50 euros", b"8.25 euros") if path == "/p7" else body)
+    run(database, site, "two")
+    after = dict(database.engine.connect().execute(text("SELECT url, last_changed_at FROM scraped_pages")).all())
+    assert [url.rsplit("/", 1)[1] for url in after if after[url] != before[url]] == ["p7"]
+    with database.engine.connect() as connection:
+        versions = page_versions(connection, customer_of(database), f"{site.url}p7")
+    assert ["8.25 euros" in version.text for version in versions] == [True, False]
+
+
+def test_kept_html_is_read_again_without_a_request(site: Site, database: Database) -> None:
+    make_shop(site, 9)
+    run(database, site, "one", keep_html_days=3)
+    assert database.value("SELECT count(*) FROM omniops_meta.page_html") == database.value(
+        "SELECT count(*) FROM website_content"
+    )
+    asked = site.requests.total()
+    customer = customer_of(database)
+    again = reprocess(database.engine, customer)
+    assert (again.read > 0, again.changed, again.failures.total()) == (True, 0, 0)
+    # An older extractor had lost something.
+    with database.engine.begin() as connection:
+        changed = connection.scalar(text("SELECT last_changed_at FROM scraped_pages WHERE url LIKE '%/p4'"))
+        connection.execute(text("SELECT set_config('omniops.same_page', 'on', true)"))
+        connection.execute(
+            text("""
+                WITH page AS (UPDATE scraped_pages SET content_hash = 'old' WHERE url LIKE '%/p4' RETURNING id)
+                UPDATE website_content AS w SET text = 'old' FROM page WHERE w.page_id = page.id
+            """)
+        )
+    assert reprocess(database.engine, customer, dry_run=True).changed == 1
+    assert database.value("SELECT count(*) FROM website_content WHERE text = 'old'") == 1
+    assert reprocess(database.engine, customer).changed == 1
+    assert database.value("SELECT count(*) FROM website_content WHERE text = 'old'") == 0
+    assert reprocess(database.engine, customer).changed == 0
+    assert site.requests.total() == asked
+    assert database.value("SELECT last_changed_at FROM scraped_pages WHERE url LIKE '%/p4'") == changed
+    assert database.value("SELECT count(*) FROM omniops_meta.page_versions") == 0
+
+
+def test_nothing_is_kept_of_html_unless_asked_for(site: Site, database: Database) -> None:
+    make_shop(site, 3)
+    crawl(database, site.url)
+    assert database.value("SELECT count(*) FROM omniops_meta.page_html") == 0
+
+
+def test_a_stop_reads_what_is_fetched_and_loses_nothing(
+    site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody has time to read anything before the stop.
+    monkeypatch.setattr(reading, "STOP_SECONDS", 0.0)
+    make_shop(site, 60)
+    plan = CrawlPlan(urls=(normalise(site.url),), allow_private=True)
+    make_job(database, "job", plan)
+    first = make_crawl(database, "job", plan)
+
+    real = site.pages["/p5"]
+
+    async def stopping(request: object) -> object:
+        from aiohttp import web
+
+        first.stop("paused")
+        assert isinstance(real, Page)
+        return web.Response(body=real.body, headers=real.headers)
+
+    site.pages["/p5"] = stopping  # type: ignore[assignment]
+    assert first.run().finish_reason == "paused"
+    site.pages["/p5"] = real
+    outcome = make_crawl(database, "job", plan).run()
+    assert outcome.finish_reason == "exhausted"
+    found = results(database)
+    assert {row["status"] for row in found.values()} == {"success"}
+    assert {f"/p{n}" for n in range(1, 60)} <= set(found)
+    assert database.value("SELECT count(*) FROM website_content") == len(found)
