@@ -84,7 +84,7 @@ class SiteBoilerplate:
         self.pages = 0
         """Pages that were learnt from."""
         self._counts: dict[int, int] = {}
-        self._known: tuple[int, frozenset[int]] = (0, frozenset())
+        self._known: tuple[tuple[int, float], frozenset[int]] = ((0, 0.0), frozenset())
 
     def learn(self, blocks: frozenset[int]) -> None:
         """Count the blocks of one page, as `survey` gave them."""
@@ -100,16 +100,16 @@ class SiteBoilerplate:
         ranked = sorted(enumerate(self._counts.items()), key=lambda item: (-item[1][1], -item[0]))[:kept]
         self._counts = dict(item for _, item in reversed(ranked))
 
-    def known(self) -> frozenset[int]:
-        """Give the blocks that stand on at least a quarter of the pages and on three; none before five pages."""
+    def known(self, share: float = MIN_SHARE) -> frozenset[int]:
+        """Give the blocks that stand on at least this share of the pages and on three; none before five pages."""
         if self.pages < MIN_PAGES:
             return frozenset()
         at, blocks = self._known
-        if at != self.pages:
-            enough = max(MIN_COUNT, math.ceil(self.pages * MIN_SHARE))
+        if at != (self.pages, share):
+            enough = max(MIN_COUNT, math.ceil(self.pages * share))
             found = sorted(((c, b) for b, c in self._counts.items() if c >= enough), reverse=True)[:MAX_KNOWN]
             blocks = frozenset(b for _, b in found)
-            self._known = (self.pages, blocks)
+            self._known = ((self.pages, share), blocks)
         return blocks
 
     def to_json(self) -> dict[str, Any]:

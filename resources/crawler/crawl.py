@@ -77,6 +77,8 @@ LOOK_SECONDS = 2.0
 # After a stop, requests under way have so long to be cut off before the crawl ends without them.
 STOP_SECONDS = 5.0
 
+# Stops after which a job is complete, and is not resumed.
+COMPLETE_AFTER = ("max_seconds", "max_bytes")
 # Redirects that lead nowhere: the source is failed, with this reason.
 _BAD_REDIRECTS = ("redirect_invalid", "redirect_loop", "redirect_off_site", "too_many_redirects")
 
@@ -307,7 +309,7 @@ class Crawl:
             if self._stop_reason is None:
                 await crawler.run()
             if self._reader is not None:
-                await self._reader.stop()
+                await self._reader.stop(resumes=self._stop_reason not in (None, *COMPLETE_AFTER))
             await writer.close()
             if manager.error is not None:
                 raise manager.error
@@ -558,6 +560,9 @@ class Crawl:
                 logger.exception("page %s could not be handled", task.url)
                 finished = [self._outcomes.failed(task, task.url, f"internal: {type(error).__name__}: {error}"[:500])]
                 links = []
+            except BaseException:
+                manager.put_down(task)  # cut off: it stays in the frontier
+                raise
             content = finished[-1].content if finished else None
             if self._reader is not None and content is not None and content.html is not None:
                 # Its links are wanted now; its outcome follows when it is read.
@@ -717,7 +722,7 @@ class Crawl:
         self.progress.seconds = time.monotonic() - self._started
         self.progress.waiting = self.progress.in_flight = 0
         if self._stop_reason is not None:
-            complete = self._stop_reason in ("max_seconds", "max_bytes")
+            complete = self._stop_reason in COMPLETE_AFTER
             return CrawlOutcome(self._stop_reason, complete, None, self.progress)
         if await patience.call(self._frontier.has_waiting_urls):
             return CrawlOutcome("max_pages", complete=True, detail=None, progress=self.progress)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from resources.content.boilerplate import SiteBoilerplate
+from resources.content.boilerplate import MIN_SHARE, SiteBoilerplate
 from resources.postgres.site_blocks import keep_site_blocks, load_site_blocks, replace_site_blocks
 
 if TYPE_CHECKING:
@@ -40,11 +40,15 @@ KNOWN_WARM_UP_SECONDS: Final = 5.0
 # What was learned from fewer pages is not kept for the next crawl.
 KEEP_FROM_PAGES: Final = 8
 MAX_BLOCKS: Final = 10_000
+# Of a known site's pages, the share that a block stands on to be added.
+NEW_SHARE: Final = 0.5
 # Pages that are fetched and not read: so many, and so many bytes of them. More wait to be fetched.
 MAX_WAITING: Final = 300
 MAX_WAITING_BYTES: Final = 64 * 2**20
 # After a stop, pages that are fetched have so long to be read; the rest is fetched again when the job resumes.
 STOP_SECONDS: Final = 3.0
+# At the end of a job that nobody resumes: as long as a full house may take.
+END_SECONDS: Final = 60.0
 # Nothing has come for so long: nothing comes.
 QUIET_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 0.02
@@ -165,11 +169,11 @@ class PageReader:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def stop(self) -> None:
-        """Read what is fetched, but not for long."""
+    async def stop(self, *, resumes: bool) -> None:
+        """Read what is fetched; not for long, where the job `resumes` and what is left is fetched again."""
         self._stopping = True
         if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=STOP_SECONDS)
+            await asyncio.wait(list(self._tasks), timeout=STOP_SECONDS if resumes else END_SECONDS)
         await self.close()
 
     def _done(self, task: asyncio.Task[None], size: int) -> None:
@@ -226,7 +230,8 @@ class PageReader:
 
     async def _learned(self, name: str, site: _Site) -> None:
         """Enough pages have been seen, or all that there are: what they repeat is added to what was known before."""
-        found, pages = site.learned.known(), site.learned.pages
+        # What is new on a known site must be plain to see, or the first pages' chance would change all texts.
+        found, pages = site.learned.known(MIN_SHARE if site.stored is None else NEW_SHARE), site.learned.pages
         if site.stored is None:
             if pages >= KEEP_FROM_PAGES:
                 kept = await self._remember(lambda: self._memory.keep(name, found, pages))
@@ -256,5 +261,6 @@ class PageReader:
                 patience = WARM_UP_SECONDS if site.stored is None else KNOWN_WARM_UP_SECONDS
                 if site.ready.is_set():
                     continue
-                if self._stopping or (quiet and not site.looked_at) or now - site.first_at >= patience:
+                no_more = (quiet or self._stopping) and site.learned.pages and not site.looked_at
+                if no_more or now - site.first_at >= patience:
                     await self._learned(name, site)

@@ -295,8 +295,7 @@ class FrontierRequestManager(RequestManager):
         return None if task is None else Request(url=task.url, unique_key=str(task.hash))
 
     async def mark_request_as_handled(self, request: Request) -> ProcessedRequest | None:
-        """The handler has returned; each of its urls was `put_down` already."""
-        self._in_flight.pop(request.unique_key, None)
+        """The handler has returned; each of its urls was `put_down` already, or is still being read."""
         self._wake.set()
         return None
 

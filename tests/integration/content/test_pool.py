@@ -76,18 +76,40 @@ def test_a_page_says_the_same_as_without_the_pool(pool: ExtractionPool) -> None:
     assert "129 euros" in read.extracted.text
 
 
-@pytest.mark.parametrize(("name", "reason"), [
-    ("hang", "timeout"), ("sleep", "timeout"), ("crash", "crash"), ("swell", "memory"),
+@pytest.mark.parametrize(("name", "reason", "page_seconds"), [
+    ("hang", "timeout", 1), ("sleep", "timeout", 1), ("crash", "crash", 60), ("swell", "memory", 60),
 ])  # fmt: skip
 @pytest.mark.usefixtures("mischief")
-def test_a_hostile_page_costs_itself_alone(pool: ExtractionPool, name: str, reason: str) -> None:
+def test_a_hostile_page_costs_itself_alone(name: str, reason: str, page_seconds: float) -> None:
+    pool = ExtractionPool(2, page_seconds=page_seconds, memory_bytes=700 * 2**20)
+
     async def read_all() -> list[str | None]:
         pages = await asyncio.gather(*(pool.extract(page(n)) for n in ("one", name, "two", "three")))
         assert all("129 euros" in read.extracted.text for read in pages)
         return [read.failure for read in pages]
 
-    assert asyncio.run(read_all()) == [None, reason, None, None]
+    with pool:
+        assert asyncio.run(read_all()) == [None, reason, None, None]
     assert pool.failures == {reason: 1}
+
+
+def test_the_careful_extractor_runs_where_the_fast_one_is_unsure(pool: ExtractionPool) -> None:
+    paragraphs = "".join(
+        f"<p>Step {n} of the grinder takes {n} seconds, costs {100 + n} euros, and comes with a brush and a burr.</p>"
+        for n in range(8)
+    )
+    comments = "".join(
+        f"<div class='comment'><p>Visitor {n} has a word to say on all of it, and says it at length.</p></div>"
+        for n in range(40)
+    )
+    body = (
+        "<html lang='en'><head><title>Grinder</title><meta property='og:type' content='article'></head><body>"
+        f"<article><h1>Grinder</h1>{paragraphs}</article><div class='comments'>{comments}</div></body></html>"
+    ).encode()
+    read = asyncio.run(pool.extract(page("article", body)))
+    assert (read.extracted.method, read.failure) == ("careful", None)
+    assert "104 euros" in read.extracted.text
+    assert "Visitor" not in read.extracted.text
 
 
 def test_what_a_site_repeats_is_left_out(pool: ExtractionPool) -> None:
