@@ -59,6 +59,11 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
     "scrapy": ("scrapy_pipeline",),
     "scrapy-text": ("scrapy_pipeline", "--text"),
 }
+# With `--main`: both keep the pages' main text.
+MAIN_CONTENDERS: dict[str, tuple[str, ...]] = {
+    "omniops-text": ("omniops", "--text"),
+    "scrapy-main": ("scrapy_pipeline", "--main"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ RATIOS = (
     Ratio("omniops / scrapy, pages a second", "omniops", "scrapy", 8.0),
     Ratio("omniops-text / scrapy-text, pages a second", "omniops-text", "scrapy-text", 5.0),
 )
+MAIN_RATIOS = (Ratio("omniops-text / scrapy-main, pages a second", "omniops-text", "scrapy-main", 3.0),)
 POSTGRES_WANTED_MS = 0.1
 
 
@@ -114,7 +120,7 @@ class Bench:
         options = arguments[1:]
         if measured is None:
             return None, fault
-        return measured, self._fault(measured, text="--text" in options, cache="--no-cache" not in options)
+        return measured, self._fault(measured, text="--text" in options or "--main" in options, cache="--no-cache" not in options)
 
     def run_again(self, contender: str, arguments: Sequence[str]) -> tuple[Measured | None, str | None]:
         """Run a contender on what is there; what it left behind is not looked at."""
@@ -224,11 +230,13 @@ def choose_scrapy(here: Bench) -> tuple[str, ...]:
     return best[1]
 
 
-def run_rounds(here: Bench, rounds: int, scrapy_options: tuple[str, ...]) -> Results:
+def run_rounds(
+    here: Bench, rounds: int, scrapy_options: tuple[str, ...], contenders: dict[str, tuple[str, ...]]
+) -> Results:
     """All contenders one after the other, and again: what the machine does meanwhile hits them alike."""
     results = Results()
     for number in range(1, rounds + 1):
-        for name, arguments in CONTENDERS.items():
+        for name, arguments in contenders.items():
             options = scrapy_options if arguments[0] == "scrapy_pipeline" else ()
             measured, fault = here.run(name, (*arguments, *options))
             if measured is not None:
@@ -263,18 +271,18 @@ def figures_table(results: Results) -> Table:
         (lambda run: run.valkey_cpu_seconds * 1_000 / run.pages, ".3f"),
         (lambda run: run.rss_peak_mb, ".0f"),
     )
-    for name in CONTENDERS:
+    for name in results.runs:
         runs = [run for run in results.runs[name] if run.pages]
         table.add_row(name, *(_spread([figure(run) for run in runs], form) for figure, form in columns))
     return table
 
 
-def ratios_table(results: Results) -> Table:
+def ratios_table(results: Results, ratios: Sequence[Ratio]) -> Table:
     """What is wanted, and what came out; nothing where a run was wrong."""
     table = Table(title="Ratios within a round: median (least-most)", title_justify="left")
     for heading in ("", "measured", "wanted", ""):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for ratio in RATIOS:
+    for ratio in ratios:
         wanted = f">= {ratio.wanted:g}"
         if not results.sound(ratio.of, ratio.to):
             table.add_row(ratio.label, "none: a run was wrong", wanted, "")
@@ -283,6 +291,8 @@ def ratios_table(results: Results) -> Table:
         values = [(ours.pages / ours.seconds) / (other.pages / other.seconds) for ours, other in pairs]
         reached = statistics.median(values) >= ratio.wanted
         table.add_row(ratio.label, _spread(values, ".2f"), wanted, "reached" if reached else "missed")
+    if "omniops" not in results.runs:
+        return table
     label, wanted = "omniops, Postgres CPU ms a page", f"<= {POSTGRES_WANTED_MS:g}"
     if results.sound("omniops"):
         values = [run.postgres_cpu_seconds * 1_000 / run.pages for run in results.runs["omniops"]]
@@ -300,7 +310,7 @@ def where_the_time_goes(results: Results) -> Table:
     columns: list[dict[str, str]] = []
     for name in ("omniops", "omniops-text"):
         table.add_column(name, justify="right")
-        runs = [_parts(run) for run in results.runs[name] if run.pages]
+        runs = [_parts(run) for run in results.runs.get(name, []) if run.pages]
         labels = runs[0] if runs else ()
         columns.append({label: f"{statistics.median(run[label] for run in runs):.3f}" for label in labels})
     for label in columns[0] or columns[1]:
@@ -316,6 +326,7 @@ def _parts(run: Measured) -> dict[str, float]:
         "CPU of the crawler, all threads": run.cpu_seconds,
         # By the clock: with waits for the interpreter's lock and for a core, so they are no parts of the CPU.
         "  in parsing, by the clock": phases["parse"],
+        "  of all processes that read main texts, waiting included": phases["read"],
         "  in commits, by the clock": phases["write"],
         "  in writing the cache, by the clock": phases["cache"],
         "  in full-text indexing, by the clock": phases["index"],
@@ -364,9 +375,9 @@ def compare(console: Console, options: argparse.Namespace) -> bool:
     console.print(f"{options.pages:,} pages, {options.pairs} rounds:")
     with bench(console, options.pages) as here:
         facts = here.facts()
-        results = run_rounds(here, options.pairs, scrapy_options)
+        results = run_rounds(here, options.pairs, scrapy_options, MAIN_CONTENDERS if options.main else CONTENDERS)
     console.print()
-    for table in (figures_table(results), ratios_table(results), where_the_time_goes(results)):
+    for table in (figures_table(results), ratios_table(results, MAIN_RATIOS if options.main else RATIOS), where_the_time_goes(results)):
         console.print(table)
     settings = (
         f"{options.pages:,} pages of 25 KB with 30 links, {options.pairs} interleaved rounds, 16 requests at once; "
@@ -429,6 +440,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=ROUNDS, help=f"interleaved rounds (default {ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="one small round: does it work at all?")
     parser.add_argument("--memory", action="store_true", help="memory at 1,000 and 20,000 pages instead")
+    parser.add_argument("--main", action="store_true", help="main texts: beside Scrapy with trafilatura, instead")
     parser.add_argument("--json", metavar="FILE", help="write every run's figures to a file too")
     options = parser.parse_args()
     if options.quick:

@@ -32,7 +32,7 @@ class Measured:
         contender: its name.
         pages: pages that it says it finished.
         seconds: wall time of the crawl.
-        cpu_seconds: of the contender's process, all threads.
+        cpu_seconds: of the contender's process, all threads, and the processes that it has started.
         postgres_cpu_seconds: of all processes of the server.
         valkey_cpu_seconds: of the server.
         rss_start_mb, rss_1000_mb, rss_end_mb, rss_peak_mb: resident memory at the start of the crawl, at 1,000
@@ -110,7 +110,7 @@ class Meter:
         return measured
 
     def _read(self) -> tuple[float, float, float, float]:
-        return time.perf_counter(), time.process_time(), cpu_of(self._postgres), cpu_of(self._valkey)
+        return time.perf_counter(), cpu_of(os.getpid()), cpu_of(self._postgres), cpu_of(self._valkey)
 
 
 def resident_mb() -> float:

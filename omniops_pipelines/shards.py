@@ -32,7 +32,7 @@ def merge(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         raise ValueError(msg)
     reports = sorted(shards, key=lambda shard: _rank(shard.get("finish_reason")))
     first = dict(reports[0])
-    for name in ("bytes", "retries", "repairs"):
+    for name in ("bytes", "retries", "repairs", "unread"):
         if any(name in report for report in reports):
             first[name] = sum(report.get(name, 0) for report in reports)
     for name in ("phases", "rendering"):

@@ -30,7 +30,7 @@ def main() -> None:
     """Crawl once and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("url")
-    parser.add_argument("--text", action="store_true", help="keep the pages' texts, full-text indexed")
+    parser.add_argument("--text", action="store_true", help="keep the pages' main texts, full-text indexed")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--no-cache", action="store_true", help="copy no results to Valkey")
     parser.add_argument("--job-type", default="full_crawl")

@@ -401,6 +401,7 @@ def complete_crawl(
     rendering = {"rendering": crawled["rendering"]} if crawled.get("rendering") else {}
     metadata = {
         **figures,
+        "pages_without_main_text": crawled.get("unread", 0),
         "phases": crawled.get("phases") or {},
         "politeness": crawled.get("politeness") or {},
         **rendering,

@@ -65,7 +65,7 @@ def mischief(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def pool() -> Iterator[ExtractionPool]:
-    with ExtractionPool(2, page_seconds=1, memory_bytes=700 * 2**20) as made:
+    with ExtractionPool(2, page_seconds=30, memory_bytes=700 * 2**20) as made:
         yield made
 
 
