@@ -120,7 +120,9 @@ class Bench:
         options = arguments[1:]
         if measured is None:
             return None, fault
-        return measured, self._fault(measured, text="--text" in options or "--main" in options, cache="--no-cache" not in options)
+        return measured, self._fault(
+            measured, text="--text" in options or "--main" in options, cache="--no-cache" not in options
+        )
 
     def run_again(self, contender: str, arguments: Sequence[str]) -> tuple[Measured | None, str | None]:
         """Run a contender on what is there; what it left behind is not looked at."""
@@ -377,7 +379,11 @@ def compare(console: Console, options: argparse.Namespace) -> bool:
         facts = here.facts()
         results = run_rounds(here, options.pairs, scrapy_options, MAIN_CONTENDERS if options.main else CONTENDERS)
     console.print()
-    for table in (figures_table(results), ratios_table(results, MAIN_RATIOS if options.main else RATIOS), where_the_time_goes(results)):
+    for table in (
+        figures_table(results),
+        ratios_table(results, MAIN_RATIOS if options.main else RATIOS),
+        where_the_time_goes(results),
+    ):
         console.print(table)
     settings = (
         f"{options.pages:,} pages of 25 KB with 30 links, {options.pairs} interleaved rounds, 16 requests at once; "

@@ -80,6 +80,8 @@ def test_a_crawl_killed_at_any_moment_resumes_without_losing_a_page(
     ended = program.run("crawl", "--job-id", "killed", "--json").expect(0)
     assert ended.json["total_pages"] == PAGES
     assert_exact(database, "killed", urls_of(big_site))
+    # And each was read: what it says has a fingerprint.
+    assert database.value("SELECT count(*) FROM scraped_pages WHERE folded_hash IS NULL") == 0
     # What was committed is not fetched again; what was under way at a kill is, once.
     assert sum(big_site.requests[path] for path in ("/", *(f"/p{n}" for n in range(1, PAGES)))) < PAGES + 150 * len(
         moments

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from sqlalchemy import text
 
 from resources.content.reprocess import reprocess
 from resources.crawler import reading
-from resources.crawler.plan import CrawlPlan
+from resources.crawler.plan import CrawlOutcome, CrawlPlan
 from resources.crawler.reading import SiteMemory
 from resources.crawler.urls import normalise
 from resources.postgres.page_history import page_versions
@@ -52,11 +53,11 @@ def customer_of(database: Database) -> UUID:
     return found
 
 
-def run(database: Database, site: Site, job_id: str, **fields: object) -> None:
+def run(database: Database, site: Site, job_id: str, **fields: object) -> CrawlOutcome:
     plan = CrawlPlan(urls=(normalise(site.url),), allow_private=True, **fields)  # type: ignore[arg-type]
     make_job(database, job_id, plan)
     memory = SiteMemory.of_customer(database.engine, customer_of(database))
-    make_crawl(database, job_id, plan, memory=memory).run()
+    return make_crawl(database, job_id, plan, memory=memory).run()
 
 
 def test_what_stands_on_every_page_is_left_out_and_facts_are_kept(site: Site, database: Database) -> None:
@@ -97,6 +98,49 @@ def test_a_changed_footer_is_no_change_and_a_changed_price_is_one(site: Site, da
     with database.engine.connect() as connection:
         versions = page_versions(connection, customer_of(database), f"{site.url}p7")
     assert ["8.25 euros" in version.text for version in versions] == [True, False]
+
+
+def test_what_has_not_changed_is_not_read_again(site: Site, database: Database) -> None:
+    make_shop(site, 9)
+    assert run(database, site, "one").progress.phases["read"] > 0
+    # The same bytes, since this site answers no conditions; asked for by both kinds of crawl.
+    for job_type in ("incremental", "full_crawl"):
+        again = run(database, site, job_type, job_type=job_type)
+        assert (again.progress.total, again.progress.phases["read"]) == (9, 0.0)
+
+
+@pytest.mark.usefixtures("mischief")
+def test_a_page_that_crashes_its_reader_is_kept_and_counted(site: Site, database: Database) -> None:
+    make_shop(site, 9)
+    site.pages["/crash"] = shop_page(50, "The machine of doom grinds and brews.")
+    site.pages["/p8"] = shop_page(8, "The machine 8 grinds and brews.", '<a href="/crash">next</a>')
+    outcome = run(database, site, "job")
+    assert (outcome.finish_reason, outcome.progress.successful, outcome.progress.unread) == ("exhausted", 10, 1)
+    assert database.value("SELECT w.text FROM website_content AS w JOIN scraped_pages AS p ON p.id = w.page_id "
+                          "WHERE p.url LIKE '%/crash' AND w.text LIKE '%machine of doom%'")  # fmt: skip
+    reasons = {row["reason"]: row["pages"] for row in database.manager.count_by_reason("job")}
+    assert reasons["its main text could not be told (crash): all that is visible is kept"] == 1
+
+
+@pytest.mark.parametrize("keep_text", [True, False])
+def test_pages_are_read_in_other_processes_and_only_where_text_is_kept(
+    site: Site, database: Database, keep_text: bool
+) -> None:
+    make_shop(site, 9)
+    real, readers = site.pages["/p8"], []
+
+    async def looking(request: object) -> object:
+        from aiohttp import web
+
+        children = psutil.Process().children(recursive=True)
+        readers.extend(c for c in children if "resources.content.worker" in " ".join(c.cmdline()))
+        assert isinstance(real, Page)
+        return web.Response(body=real.body, headers=real.headers)
+
+    site.pages["/p8"] = looking  # type: ignore[assignment]
+    assert run(database, site, "job", keep_text=keep_text).progress.successful == 9
+    assert bool(readers) is keep_text
+    assert database.value("SELECT count(*) FROM website_content") == (9 if keep_text else 0)
 
 
 def test_kept_html_is_read_again_without_a_request(site: Site, database: Database) -> None:
