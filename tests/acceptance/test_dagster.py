@@ -69,11 +69,12 @@ def test_the_definitions_load() -> None:
     assert {job.name for job in defs.get_repository_def().get_all_jobs()} >= {
         "crawl", "refresh", "retention", "cleanup_message_queue", "cleanup_scrape_jobs", "cleanup_conversations",
         "cleanup_analytics", "erase_customer", "statistics", "reports", "purge_runs", "embeddings",
+        "reprocess", "cleanup_page_html",
     }  # fmt: skip
     assert {schedule.name for schedule in defs.get_repository_def().schedule_defs} >= {
         "message_queue_cleanup_daily", "scrape_jobs_cleanup_weekly", "conversations_retention_weekly",
         "analytics_retention_weekly", "statistics_daily", "reports_weekly", "retention_audit_monthly",
-        "refresh_hourly", "purge_runs_weekly", "page_embeddings_daily",
+        "refresh_hourly", "purge_runs_weekly", "page_embeddings_daily", "page_html_cleanup_daily",
     }  # fmt: skip
     assert {spec.key.to_user_string() for spec in defs.resolve_all_asset_specs()} >= ASSETS
 

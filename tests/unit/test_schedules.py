@@ -20,6 +20,7 @@ SCHEDULES = {
 }
 TICKS_OF_A_YEAR = {
     "page_embeddings_daily": 366,
+    "page_html_cleanup_daily": 366,
     "message_queue_cleanup_daily": 366,
     "scrape_jobs_cleanup_weekly": 53,
     "conversations_retention_weekly": 53,
