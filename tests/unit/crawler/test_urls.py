@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import urljoin
 
 import pytest
@@ -181,7 +182,7 @@ _LINKS = st.one_of(
 )
 
 
-@settings(max_examples=1_500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(_LINKS)
 @example("HTTP://_¡")  # a host that begins like one of the fast path and goes on otherwise
 def test_a_normal_url_is_its_own_normal_spelling(link: str) -> None:
@@ -200,7 +201,7 @@ def test_a_normal_url_is_its_own_normal_spelling(link: str) -> None:
 _SEGMENTS = st.lists(st.text(alphabet="abcXYZ019-_~", min_size=1, max_size=5) | st.just(".."), max_size=5)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(_SEGMENTS, st.booleans(), st.booleans(), st.text(alphabet="abc=&1", max_size=8))
 def test_joining_agrees_with_the_standard_library(parts: list[str], absolute: bool, slash: bool, query: str) -> None:
     link = ("/" if absolute else "") + "/".join(parts) + ("/" if slash and parts else "")
@@ -297,8 +298,9 @@ def test_a_bad_glob_is_refused_with_what_to_write(glob: str) -> None:
         Globs(include=[glob])
 
 
+@lru_cache(maxsize=100_000)
 def _matches(glob: str, text: str) -> bool:
-    """Match by definition, in exponential time."""
+    """Match by definition, one character after another."""
     if not glob:
         return not text
     if glob.startswith("**"):
@@ -310,7 +312,7 @@ def _matches(glob: str, text: str) -> bool:
     return (text[0] != "/" if glob[0] == "?" else text[0] == glob[0]) and _matches(glob[1:], text[1:])
 
 
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=1_000, deadline=None)
 @given(st.text(alphabet="ab*?/", max_size=8), st.text(alphabet="ab/", max_size=10))
 def test_globs_without_backtracking_match_what_their_definition_says(glob: str, path: str) -> None:
     glob = "/" + glob
