@@ -511,6 +511,8 @@ def _read_link_elements(found: _Links, nodes: list[LexborNode]) -> None:
         if "canonical" in rel and page.canonical_url is None:
             try:
                 page.canonical_url = found.join(href)
+            except UnsupportedScheme:
+                pass
             except InvalidUrl:
                 page.malformed_links += 1
         elif ("next" in rel or "alternate" in rel) and "stylesheet" not in rel:
