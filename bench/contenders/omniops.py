@@ -46,7 +46,7 @@ def main() -> None:
     order = new_job(plan)
     open_connections()
     measure = meter("omniops-text" if options.text else "omniops")
-    copy = _result_cache(order.manager, order.job_id)
+    copy = _result_cache(order.manager, order.job_id, order.customer_id)
     committed = batches = 0
 
     def on_committed(finished: Sequence[FinishedUrl]) -> None:

@@ -28,7 +28,7 @@ def main() -> None:
     crawl = Crawl(
         CrawlPlan.from_config(job["config"]),
         CrawlFrontier(stack.database_engine(), options.job_id, job["customer_id"]),
-        on_committed=_result_cache(manager, options.job_id),
+        on_committed=_result_cache(manager, options.job_id, job["customer_id"]),
         reconnect=stack.endpoints().ensure_running,
         limiter=shared_limiter(manager.cache),
     )

@@ -180,7 +180,9 @@ def test_losing_all_of_redis_in_the_middle_of_a_crawl_loses_no_page(
     manager = PersistentJobManager(database.engine, cache)
     plan = CrawlPlan(urls=(normalise(site.url),), allow_private=True)
     make_job(database, "job", plan)
-    copy, lost, copied = _result_cache(manager, "job"), [], []
+    job = manager.get_job_from_postgres("job")
+    assert job is not None
+    copy, lost, copied = _result_cache(manager, "job", job["customer_id"]), [], []
 
     def on_committed(finished: Any) -> None:
         copy(finished)
