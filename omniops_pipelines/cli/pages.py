@@ -86,10 +86,11 @@ def history(url: str, customer: str, as_json: bool) -> None:
 def reprocess_pages(customer: str, domain: str | None, dry_run: bool, as_json: bool) -> None:
     """Read pages whose HTML is kept once more, with today's extractor and without a request."""
     from omniops_pipelines.cli import output
+    from resources import stack
     from resources.content.reprocess import reprocess
 
     engine, customer_id = _customer(customer)
-    result = reprocess(engine, customer_id, domain=domain, dry_run=dry_run)
+    result = reprocess(engine, customer_id, domain=domain, dry_run=dry_run, cache=stack.cache())
     if as_json:
         output.print_json({"dry_run": dry_run, **result.as_dict()})
         return

@@ -47,7 +47,12 @@ def read_kept_pages(
             context.log.info(f"{so_far.read:,} pages read, {so_far.changed:,} came out otherwise")
 
     result = reprocess(
-        postgres.engine(), customer_id, domain=config.domain or None, dry_run=config.dry_run, on_batch=tell
+        postgres.engine(),
+        customer_id,
+        domain=config.domain or None,
+        dry_run=config.dry_run,
+        cache=postgres.job_manager().cache,
+        on_batch=tell,
     )
     if not result.read:
         context.log.info("no HTML is kept of these pages: see keep_html_days in the customer's settings")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from resources.content.pool import ExtractionPool
+from resources.content.search_cache import forget_searches
+from resources.postgres.content import index_waiting_content
 from resources.postgres.page_html import kept_pages
 from resources.postgres.site_blocks import load_site_blocks
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
     from resources.content.pool import ReadPage
     from resources.postgres.page_html import KeptPage
+    from resources.redis.client import RedisWithFallback
+
+# Texts that are indexed in one transaction.
+_INDEX_PAGES = 200
 
 
 @dataclass(slots=True)
@@ -60,9 +66,10 @@ def reprocess(
     domain: str | None = None,
     dry_run: bool = False,
     pool: ExtractionPool | None = None,
+    cache: RedisWithFallback | None = None,
     on_batch: Callable[[Reprocessed], None] | None = None,
 ) -> Reprocessed:
-    """Read all pages of a customer whose HTML is kept, and write what comes out otherwise.
+    """Read all pages of a customer whose HTML is kept, write what comes out otherwise, and index it.
 
     Each batch is one transaction: an interrupted run has done what it has done, and another one begins again.
 
@@ -72,6 +79,7 @@ def reprocess(
         domain: one site's alone.
         dry_run: count what would be written.
         pool: processes to read in; some of its own by default.
+        cache: where searches are cached; those of the customer are forgotten.
         on_batch: told after each batch; an exception from it ends the run.
     """
     result = Reprocessed()
@@ -91,6 +99,10 @@ def reprocess(
                 ]  # fmt: skip
                 if changed and not dry_run:
                     _write(engine, changed)
+                    while index_waiting_content(engine, _INDEX_PAGES) == _INDEX_PAGES:
+                        pass  # some may have waited before
+                    if cache is not None:
+                        forget_searches(cache, customer_id)
                 result.read += len(batch)
                 result.changed += len(changed)
                 result.methods.update(new.extracted.method for new in read)

@@ -1,10 +1,22 @@
-"""Processes that read pages, and do it badly."""
+"""The command line in this process; processes that read pages, and do it badly."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
+
+from omniops_pipelines.cli import main
+from resources import stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.databases import Database
+
+    Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -36,3 +48,25 @@ def mischief(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
         "builtins.__import__ = hooked\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
+@pytest.fixture
+def omniops(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Call]:
+    for name, value in database.environment(tmp_path / "home").items():
+        if name.startswith("OMNIOPS_"):
+            monkeypatch.setenv(name, value)
+
+    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.setattr("sys.argv", ["omniops", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    yield call
+    stack.release()

@@ -7,46 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from omniops_pipelines.cli import main
-from resources import stack
 from resources.settings import EmbeddingSettings
 from tests.support.embedding_server import KEY, EmbeddingServer, serve_embeddings
 from tests.support.pages import SHOP, add_customer, add_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
     from uuid import UUID
 
+    from tests.integration.content.conftest import Call
     from tests.support.databases import Database
-
-    Call = Callable[..., tuple[int, str, str]]
 
 pytestmark = pytest.mark.integration
 
 MODEL = "test-48"
-
-
-@pytest.fixture
-def omniops(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Call]:
-    for name, value in database.environment(tmp_path / "home").items():
-        if name.startswith("OMNIOPS_"):
-            monkeypatch.setenv(name, value)
-
-    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
-        with monkeypatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            patch.setattr("sys.argv", ["omniops", *arguments])
-            with pytest.raises(SystemExit) as ended:
-                main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    yield call
-    stack.release()
 
 
 @pytest.fixture
