@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from resources.content.hybrid_search import Search
 from resources.content.search_cache import forget_searches, result_key
 from resources.postgres.embeddings import prepare_model
+from sensors.run_failures import alert_for, read_failure
 from tests.acceptance.program import Program, finish, wait_until
 from tests.integration.jobs.conftest import failures, metadata
 from tests.support.embedding_server import EmbeddingServer, serve_embeddings
@@ -123,7 +125,7 @@ def test_only_the_jobs_own_pages_are_embedded(
 
 
 def test_an_endpoint_that_is_away_fails_the_op_and_costs_no_page(
-    database: Database, site: Site, run_job: RunJob, server: EmbeddingServer
+    database: Database, site: Site, run_job: RunJob, server: EmbeddingServer, ephemeral: dg.DagsterInstance
 ) -> None:
     serve_pages(site, 8)
     # Trouble after the first batches: what they brought stays.
@@ -136,6 +138,10 @@ def test_an_endpoint_that_is_away_fails_the_op_and_costs_no_page(
     assert "its pages are stored" in said[1]
     assert "omniops embed --missing" in said[1]
     assert status(database, "away") == "completed"
+    run = ephemeral.get_run_by_id(result.run_id)
+    assert run is not None
+    alert = alert_for(read_failure(ephemeral, database.engine, run, datetime.now(UTC)))
+    assert (alert.severity, "omniops embed --missing" in (alert.what_to_do or "")) == ("warning", True)
     assert database.value("SELECT count(*) FROM website_content") == 9
     stored = vectors(database)
     assert stored > 0

@@ -91,6 +91,12 @@ def test_a_run_that_died_after_its_job_was_completed_asks_nothing_of_anybody() -
     assert (alert.severity, alert.what_to_do) == ("info", "Nothing: job j1 was completed before its run ended.")
 
 
+def test_pages_that_were_not_embedded_are_to_be_seen_to_although_their_job_is_complete() -> None:
+    alert = alert_for(failure(job_completed=True, errors=("Failure", "EmbeddingRefused")))
+    assert alert.severity == "warning"
+    assert "omniops embed --missing" in (alert.what_to_do or "")
+
+
 def test_what_must_go_and_did_not_is_critical() -> None:
     for job in ("cleanup_analytics", "retention", "erase_customer"):
         assert alert_for(failure(job, {}, REMOVES)).severity == "critical"
