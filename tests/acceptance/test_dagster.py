@@ -116,6 +116,7 @@ def test_only_the_urls_are_left_to_fill_in_and_every_field_is_described() -> Non
     assert set(config.fields) == {
         "urls", "customer", "job_id", "job_type", "max_pages", "max_bytes", "max_depth", "max_seconds", "concurrency",
         "requests_per_minute", "include", "exclude", "respect_robots", "allow_private", "embed", "shards", "render",
+        "keep_html_days",
     }  # fmt: skip
 
 
