@@ -62,6 +62,8 @@ class Settings:
         private_proxies: a site's proxy may be at a private address (`OMNIOPS_PRIVATE_PROXIES`).
         crawl_lease_seconds: a crawl's worker that is silent for so long is replaced by another one
             (`OMNIOPS_CRAWL_LEASE_SECONDS`), 1 to 3,600.
+        ca_bundle: authorities that sites' certificates may be signed by, beside the system's: a PEM file
+            (`OMNIOPS_CA_BUNDLE`).
     """
 
     home: Path
@@ -80,6 +82,7 @@ class Settings:
     chromium: str | None = None
     private_proxies: bool = False
     crawl_lease_seconds: float = DEFAULT_CRAWL_LEASE_SECONDS
+    ca_bundle: Path | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -107,6 +110,7 @@ class Settings:
             chromium=(env.get("OMNIOPS_CHROMIUM") or "").strip() or None,
             private_proxies=_yes_or_no(env, "OMNIOPS_PRIVATE_PROXIES"),
             crawl_lease_seconds=_lease(env, "OMNIOPS_CRAWL_LEASE_SECONDS", DEFAULT_CRAWL_LEASE_SECONDS),
+            ca_bundle=_certificates(env, "OMNIOPS_CA_BUNDLE"),
         )
 
 
@@ -126,6 +130,21 @@ def _web_page(env: Mapping[str, str], name: str) -> str | None:
         msg = f"{name} is {value[:40]!r}, but it must begin with https:// or http://"
         raise InvalidSetting(msg)
     return value or None
+
+
+def _certificates(env: Mapping[str, str], name: str) -> Path | None:
+    value = (env.get(name) or "").strip()
+    if not value:
+        return None
+    import ssl  # noqa: PLC0415 - it takes a command longer to load than all the rest of this
+
+    path = Path(value).expanduser().resolve()
+    try:
+        ssl.create_default_context().load_verify_locations(cafile=path)
+    except (OSError, ssl.SSLError) as error:
+        msg = f"{name} is {value[:200]!r}, but it must be a readable file of certificates in PEM form ({error})"
+        raise InvalidSetting(msg) from error
+    return path
 
 
 def _secret(env: Mapping[str, str], name: str) -> Secret | None:

@@ -88,6 +88,7 @@ def env() -> None:
         "OMNIOPS_SOURCE_URL": settings.source_url or "",
         "OMNIOPS_CHROMIUM": settings.chromium or "",
         "OMNIOPS_PRIVATE_PROXIES": "1" if settings.private_proxies else "0",
+        "OMNIOPS_CA_BUNDLE": str(settings.ca_bundle or ""),
     }
     for name, value in values.items():
         click.echo(f"export {name}={shlex.quote(value)}")

@@ -45,6 +45,7 @@ from resources.crawler.politeness import shared_limiter
 from resources.crawler.reading import SiteMemory
 from resources.crawler.site_access import UnusableAccess, access_for_crawl
 from resources.crawler.stored_order import plan_for_queued_job
+from resources.crawler.tunnel import ProxyUnusable
 from resources.crawler.urls import site_of
 from resources.postgres.connection import DatabaseError, DatabaseUnreachable
 from resources.postgres.content import index_waiting_content
@@ -284,9 +285,10 @@ def crawl_pages(
         CrawlPlan.from_config(job["config"]), allow_private=planned["allow_private"], shards=planned["shards"]
     )
     frontier = postgres.frontier(job_id, job["customer_id"])
+    settings = Settings.from_environment()
     try:
         # Read here and not in plan_crawl, because what an op returns is kept.
-        access = access_for_crawl(postgres.engine(), job["customer_id"], plan.urls, Settings.from_environment())
+        access = access_for_crawl(postgres.engine(), job["customer_id"], plan.urls, settings)
     except (SecretError, UnusableAccess) as error:
         _set_aside(manager, job_id, str(error))
         raise _refuse(error) from error
@@ -309,6 +311,7 @@ def crawl_pages(
             limiter=shared_limiter(manager.cache),
             access=access,
             memory=SiteMemory.of_customer(postgres.engine(), job["customer_id"]),
+            ca_bundle=settings.ca_bundle,
         )
 
     on_interrupt = context.run.tags.get(TAG_ON_INTERRUPT, "cancelled")
@@ -317,7 +320,7 @@ def crawl_pages(
     except WorkerReplaced as error:
         # The job goes on elsewhere: this run has failed, the job has not.
         raise _refuse(error) from error
-    except DatabaseUnreachable as error:
+    except (DatabaseUnreachable, ProxyUnusable) as error:
         _set_aside(manager, job_id, str(error))
         raise _refuse(error) from error
     except Exception as error:

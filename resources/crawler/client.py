@@ -51,6 +51,7 @@ except ImportError:  # pragma: no cover - comes with aiohttp[speedups] before Py
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from datetime import timedelta
+    from pathlib import Path
 
     from crawlee import Request
     from crawlee._types import HttpMethod, HttpPayload
@@ -503,6 +504,12 @@ class AsksFirst(Protocol):
         """Wait until it may be sent; more than 0.0 if it may not, because the crawl is stopping."""
 
 
+def _trusting(ca_bundle: Path) -> ssl.SSLContext:
+    tls = ssl.create_default_context()
+    tls.load_verify_locations(cafile=ca_bundle)
+    return tls
+
+
 class GuardedHttpClient(HttpClient):
     """Fetches urls within limits and never from a refused address.
 
@@ -517,6 +524,7 @@ class GuardedHttpClient(HttpClient):
         limits: FetchLimits | None = None,
         access: SiteAccess | None = None,
         politeness: AsksFirst | None = None,
+        ca_bundle: Path | None = None,
     ) -> None:
         """Make a client; nothing is opened yet.
 
@@ -525,12 +533,14 @@ class GuardedHttpClient(HttpClient):
             limits: What one fetch may cost.
             politeness: Asked before each request, redirects and robots.txt included; None: nobody is.
             access: Keys of a site, sent to its origin and to no other, and the proxy for everything.
+            ca_bundle: Authorities that are trusted beside the system's, a PEM file.
         """
         super().__init__(persist_cookies_per_session=False)
         self.allow_private = allow_private
         self.limits = limits or FetchLimits()
         self._politeness = politeness
         self._access = access
+        self._tls = _trusting(ca_bundle) if ca_bundle is not None else None
         self._cookies = SessionCookies()
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -538,6 +548,12 @@ class GuardedHttpClient(HttpClient):
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self.limits.connect_seconds, sock_read=self.limits.first_byte_seconds
         )
+
+    @property
+    def proxy(self) -> str | None:
+        """Name of the proxy that everything goes through."""
+        access = self._access
+        return access.proxy.name if access is not None and access.proxy is not None else None
 
     # -- session
 
@@ -550,13 +566,14 @@ class GuardedHttpClient(HttpClient):
         self._loop = loop
         access = self._access
         connector = (
-            guarded_connector(allow_private=self.allow_private, limit=limits.connections)
+            guarded_connector(allow_private=self.allow_private, limit=limits.connections, tls=self._tls)
             if access is None or access.proxy is None
             else tunnel_connector(
                 access.proxy,
                 allow_private=self.allow_private,
                 private_proxy=access.private_proxy,
                 limit=limits.connections,
+                tls=self._tls,
             )
         )
         self._session = aiohttp.ClientSession(

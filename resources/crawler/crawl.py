@@ -36,12 +36,20 @@ from resources.crawler.link_rules import LinkRules
 from resources.crawler.outcomes import PageOutcomes, message_of
 from resources.crawler.patience import Patience
 from resources.crawler.plan import CrawlOutcome, CrawlProgress
-from resources.crawler.politeness import MAX_TRIES, PATIENCE_SECONDS, Politeness, ReadyUrls, backoff
+from resources.crawler.politeness import (
+    MAX_TRIES,
+    PATIENCE_SECONDS,
+    Politeness,
+    ReadyUrls,
+    backoff,
+    is_proxys_fault,
+)
 from resources.crawler.reading import PageReader, SiteMemory, complete
 from resources.crawler.rendering.browser import RenderLimits
 from resources.crawler.rendering.fetcher import RenderingFetcher, pages_at_once
 from resources.crawler.request_manager import FrontierRequestManager, Task
 from resources.crawler.traps import without_session
+from resources.crawler.tunnel import ProxyUnusable
 from resources.crawler.urls import url_hash
 from resources.crawler.writer import BatchWriter
 from resources.postgres.frontier import (
@@ -57,6 +65,7 @@ from resources.postgres.frontier import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from resources.content.pool import ReadPage
     from resources.crawler.client import Fetched
@@ -149,6 +158,7 @@ class Crawl:
         limiter: of the domains' rates, shared with all other crawls; None: this crawl is alone.
         access: keys of the site.
         memory: what sites repeat on their pages, kept between crawls; None: each crawl learns it anew.
+        ca_bundle: authorities that are trusted beside the system's, a PEM file.
     """
 
     def __init__(
@@ -166,6 +176,7 @@ class Crawl:
         limiter: AsyncRateLimiter | None = None,
         access: SiteAccess | None = None,
         memory: SiteMemory | None = None,
+        ca_bundle: Path | None = None,
     ) -> None:
         self._plan = plan
         self._frontier = frontier
@@ -174,6 +185,7 @@ class Crawl:
         self._reconnect = reconnect
         self._run_id = run_id
         self._access = access
+        self._ca_bundle = ca_bundle
         limits = limits or FetchLimits()
         self._limits = replace(limits, connections=max(limits.connections, plan.concurrency))
         self._render_limits = render_limits or RenderLimits()
@@ -215,6 +227,7 @@ class Crawl:
         Raises:
             WorkerReplaced: another worker took over.
             DatabaseUnreachable: the database stayed away for longer than the writer's patience.
+            ProxyUnusable: the site's proxy lets nothing through; what was not fetched waits.
         """
         with calm_collector(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._run())
@@ -295,6 +308,7 @@ class Crawl:
             limits=self._limits,
             access=self._access,
             politeness=self.politeness,
+            ca_bundle=self._ca_bundle,
         )
         self._client = client
         self._renderer = self._build_renderer(client)
@@ -367,7 +381,7 @@ class Crawl:
             if manager.expecting:
                 await sitemaps.run(worker)
         except Exception as error:  # noqa: BLE001 - kept, and raised where the crawl can act on it
-            manager.error = error
+            self._give_up(error, manager)
         finally:
             manager.expecting = False
             manager.more_waits()
@@ -556,6 +570,9 @@ class Crawl:
             task.tries += 1
             try:
                 finished, links = await self._visit(task, manager, client)
+            except ProxyUnusable as error:
+                finished, links = [], []
+                self._give_up(error, manager)
             except Exception as error:
                 logger.exception("page %s could not be handled", task.url)
                 finished = [self._outcomes.failed(task, task.url, f"internal: {type(error).__name__}: {error}"[:500])]
@@ -599,6 +616,12 @@ class Crawl:
         if not self._plan.keep_html_days and outcome.content is not None:
             outcome.content.html = None
         self._hand_on(task, finished, [], manager)
+
+    def _give_up(self, error: Exception, manager: FrontierRequestManager) -> None:
+        """End the crawl with an error that is no page's: what is under way stays in the frontier."""
+        if manager.error is None:
+            manager.error = error
+        self._stop_now()
 
     async def _visit(
         self, task: Task, manager: FrontierRequestManager, client: GuardedHttpClient
@@ -655,6 +678,8 @@ class Crawl:
             self.progress.retries += 1
             manager.retry(task, backoff(task.tries, fetched.retry_after))
             return None
+        if is_proxys_fault(client, fetched, self._plan) and fetched.error != "unreachable":
+            raise ProxyUnusable(fetched.error_detail)
         return fetched
 
     async def _after_redirect(

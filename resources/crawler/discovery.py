@@ -22,6 +22,7 @@ from resources.crawler.client import FetchFailed
 from resources.crawler.politeness import MAX_TRIES, backoff
 from resources.crawler.robots import fetch_policy
 from resources.crawler.sitemaps import MAX_BYTES, SitemapReader
+from resources.crawler.tunnel import ProxyUnusable
 from resources.crawler.urls import origin_of, site_of
 from resources.postgres.connection import DatabaseUnreachable
 from resources.postgres.frontier import FrontierUrl
@@ -149,6 +150,7 @@ class SitemapDiscovery:
 
         Raises:
             DatabaseUnreachable, DBAPIError: the database stayed away, or refused.
+            ProxyUnusable: the site's proxy lets nothing through.
         """
         # Another process reads them, and sets no event here.
         while (turn := await self._call(lambda: self._store.claim_sitemaps(worker))) == "taken":  # noqa: ASYNC110
@@ -157,7 +159,7 @@ class SitemapDiscovery:
             return
         try:
             await self._read_all()
-        except (DBAPIError, DatabaseUnreachable):
+        except (DBAPIError, DatabaseUnreachable, ProxyUnusable):
             raise
         except Exception as error:
             logger.exception("the sitemaps of job %s could not be read", self._store.job_id)

@@ -23,6 +23,8 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 if TYPE_CHECKING:
+    import ssl
+
     from aiohappyeyeballs import AddrInfoType
 
 __all__ = [
@@ -286,6 +288,7 @@ def guarded_connector(
     limit: int = 100,
     limit_per_host: int = 0,
     keepalive_seconds: float = 15.0,
+    tls: ssl.SSLContext | None = None,
     kind: type[_C] = aiohttp.TCPConnector,  # type: ignore[assignment]
 ) -> _C:
     """Make a connector that cannot connect to a refused address.
@@ -298,6 +301,7 @@ def guarded_connector(
         limit: Open connections in all; 0 is no limit.
         limit_per_host: Open connections to one host and port; 0 is no limit.
         keepalive_seconds: How long an idle connection is kept.
+        tls: Whom to trust; None: the system's authorities.
         kind: The connector's class.
 
     Returns:
@@ -311,6 +315,7 @@ def guarded_connector(
         limit_per_host=limit_per_host,
         ttl_dns_cache=_DNS_CACHE_SECONDS,
         keepalive_timeout=keepalive_seconds,
+        ssl=tls if tls is not None else True,
     )
 
 

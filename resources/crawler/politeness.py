@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from resources.crawler.latency import Latency
 from resources.crawler.robots import RobotsPolicy, fetch_policy
+from resources.crawler.tunnel import ProxyUnusable
 from resources.crawler.urls import origin_of, site_of
 from resources.redis.client import AsyncRedisWithFallback
 from resources.redis.rate_limit import MAX_DELAY, AsyncRateLimiter
@@ -249,7 +250,11 @@ class Politeness:
     # --- robots.txt -----------------------------------------------------------------------------------------
 
     async def policy(self, url: str, client: GuardedHttpClient) -> RobotsPolicy:
-        """The origin's robots.txt: read once in a run, and again after a day. What it says of time is in force."""
+        """The origin's robots.txt: read once in a run, and again after a day. What it says of time is in force.
+
+        Raises:
+            ProxyUnusable: the site's proxy lets nothing through; that says nothing of the site.
+        """
         origin = origin_of(url)
         read = self._robots.get(origin)
         if read is not None and time.monotonic() < read.until:
@@ -289,6 +294,8 @@ class Politeness:
             if not fetched.retryable or tries == MAX_TRIES:
                 break
             await self._sleep(backoff(tries, fetched.retry_after))
+        if not self._stopped.is_set() and is_proxys_fault(client, fetched, self._plan):
+            raise ProxyUnusable(fetched.error_detail)
         return policy
 
     # --- after an answer ------------------------------------------------------------------------------------
@@ -373,6 +380,19 @@ class Politeness:
             if any(facts.values()):
                 found[domain] = {name: value for name, value in facts.items() if value}
         return found
+
+
+def is_proxys_fault(client: GuardedHttpClient, fetched: Fetched, plan: CrawlPlan) -> bool:
+    """Say whether an answer is missing because of the proxy that the crawl goes through.
+
+    That the proxy cannot reach a site may be the site's fault: of the job's own site it is held to be the proxy's,
+    because nothing could be concluded from it.
+    """
+    if client.proxy is None:
+        return False
+    if fetched.error == "unreachable":
+        return site_of(fetched.final_url) == site_of(plan.urls[0])
+    return fetched.error in ("proxy_refused", "proxy_unreachable")
 
 
 class ReadyUrls:

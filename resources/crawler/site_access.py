@@ -95,6 +95,11 @@ class Proxy:
     def __repr__(self) -> str:
         return "Proxy(…)"
 
+    @property
+    def name(self) -> str:
+        """Its url, in which no user name or password ever stands."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SiteAccess:

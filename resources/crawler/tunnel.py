@@ -25,12 +25,13 @@ from resources.crawler.guard import (
 
 if TYPE_CHECKING:
     import socket
+    import ssl
 
     from aiohappyeyeballs import AddrInfoType
 
     from resources.crawler.site_access import Proxy
 
-__all__ = ["ProxyTrouble", "tunnel_connector"]
+__all__ = ["ProxyTrouble", "ProxyUnusable", "tunnel_connector"]
 
 _MAX_ANSWER: Final = 8_192
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})(?: |\r\n)").match
@@ -51,6 +52,10 @@ class ProxyTrouble(aiohttp.ClientError):
         super().__init__(detail)
         self.code = code
         self.retryable = retryable
+
+
+class ProxyUnusable(RuntimeError):
+    """The site's proxy lets nothing through, so nothing can be said of the site. The message names the proxy."""
 
 
 class _TunnelConnector(aiohttp.TCPConnector):
@@ -104,6 +109,10 @@ class _TunnelConnector(aiohttp.TCPConnector):
                 return sock
         raise problem or ProxyTrouble("unreachable", "the site has no address", retryable=True)
 
+    @property
+    def _named(self) -> str:
+        return f"the site's proxy {self.proxy.name}"
+
     async def _reach_proxy(self) -> socket.socket:
         resolver = GuardedResolver(allow_private=self.private_proxy)
         try:
@@ -116,10 +125,10 @@ class _TunnelConnector(aiohttp.TCPConnector):
                 socket_factory=GuardedSockets(allow_private=self.private_proxy),
             )
         except AddressRefused as error:
-            msg = "the site's proxy is at an address that is not public, and OMNIOPS_PRIVATE_PROXIES is off"
+            msg = f"{self._named} is at an address that is not public, and OMNIOPS_PRIVATE_PROXIES is off"
             raise ProxyTrouble("proxy_refused", msg) from error
         except OSError as error:
-            msg = f"the site's proxy cannot be reached ({error.strerror or type(error).__name__})"
+            msg = f"{self._named} cannot be reached ({error.strerror or type(error).__name__})"
             raise ProxyTrouble("proxy_unreachable", msg, retryable=True) from error
 
     async def _ask_for(self, sock: socket.socket, address: str, port: int) -> None:
@@ -138,25 +147,30 @@ class _TunnelConnector(aiohttp.TCPConnector):
                 if not piece or len(answer) > _MAX_ANSWER:
                     break
         except OSError as error:
-            raise ProxyTrouble("proxy_unreachable", "the site's proxy broke off", retryable=True) from error
+            raise ProxyTrouble("proxy_unreachable", f"{self._named} broke off", retryable=True) from error
         head, end, rest = answer.partition(b"\r\n\r\n")
         match = _STATUS(head + b"\r\n")
         if match is None or not end:
-            raise ProxyTrouble("proxy_unreachable", "the site's proxy gave no proper answer", retryable=True)
+            raise ProxyTrouble("proxy_unreachable", f"{self._named} gave no proper answer", retryable=True)
         status = int(match[1])
         if 200 <= status < 300:
             if rest:
-                raise ProxyTrouble("proxy_refused", "the site's proxy sent more than its answer")
+                raise ProxyTrouble("proxy_refused", f"{self._named} sent more than its answer")
             return
         if status == 407:
-            raise ProxyTrouble("proxy_refused", "the site's proxy wants another user name or password (407)")
+            raise ProxyTrouble("proxy_refused", f"{self._named} wants another user name or password (407)")
         if status in (502, 503, 504):
-            raise ProxyTrouble("unreachable", f"the site's proxy cannot reach it ({status})", retryable=True)
-        raise ProxyTrouble("proxy_refused", f"the site's proxy refuses to connect ({status})")
+            raise ProxyTrouble("unreachable", f"{self._named} cannot reach it ({status})", retryable=True)
+        raise ProxyTrouble("proxy_refused", f"{self._named} refuses to connect ({status})")
 
 
 def tunnel_connector(
-    proxy: Proxy, *, allow_private: bool, private_proxy: bool, limit: int = 100
+    proxy: Proxy,
+    *,
+    allow_private: bool,
+    private_proxy: bool,
+    limit: int = 100,
+    tls: ssl.SSLContext | None = None,
 ) -> aiohttp.TCPConnector:
     """Make a connector that goes through a proxy and cannot reach a refused address.
 
@@ -165,7 +179,8 @@ def tunnel_connector(
         allow_private: for the site, as for `guarded_connector`.
         private_proxy: the same for the proxy.
         limit: open connections in all.
+        tls: as for `guarded_connector`.
     """
-    made = guarded_connector(allow_private=allow_private, limit=limit, kind=_TunnelConnector)
+    made = guarded_connector(allow_private=allow_private, limit=limit, kind=_TunnelConnector, tls=tls)
     made.proxy, made.allow_private, made.private_proxy = proxy, allow_private, private_proxy
     return made

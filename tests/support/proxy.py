@@ -58,8 +58,11 @@ class TunnelProxy:
                 return b"HTTP/1.1 407 Who Are You\r\n\r\n"
         return None
 
-    @staticmethod
-    async def _tunnel(target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _lets_through(self, data: bytes) -> bool:
+        """Say whether what a client sends is passed on; if not, its tunnel ends."""
+        return True
+
+    async def _tunnel(self, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = target.rpartition(":")
         try:
             far_reader, far_writer = await asyncio.open_connection(host.strip("[]"), int(port))
@@ -70,6 +73,8 @@ class TunnelProxy:
 
         async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             while data := await source.read(65_536):
+                if source is reader and not self._lets_through(data):
+                    return
                 sink.write(data)
                 await sink.drain()
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
+import ssl
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from resources.crawler import guard
 from resources.crawler.client import Fetched, FetchLimits, GuardedHttpClient
@@ -19,6 +26,7 @@ from tests.support.proxy import TunnelProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
 
     from resources.crawler.site_access import SiteAccess
 
@@ -276,5 +284,76 @@ def test_a_dead_proxy_is_not_gone_around() -> None:
                     fetched = await client.fetch(server.origin + "/")
                 assert (fetched.error, fetched.retryable) == ("proxy_unreachable", True)
                 assert server.connections == 0
+
+    run(work)
+
+
+# ------------------------------------------------------------------------------------------ https through a proxy
+
+
+def make_authority(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """An authority of this test's own: its PEM file, and what a server on loopback that it vouches for shows."""
+    now = datetime.now(UTC)
+    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test authority")])
+
+    def certificate(name: str, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(issuer)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+        )
+
+    root = certificate("Test authority", authority_key.public_key())
+    root = root.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    leaf = certificate("localhost", key.public_key()).add_extension(names, critical=False)
+    bundle, chain = folder / "authority.pem", folder / "server.pem"
+    bundle.write_bytes(root.sign(authority_key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    chain.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        + leaf.sign(authority_key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    )
+    shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    shown.load_cert_chain(chain)
+    return bundle, shown
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("allow_private", [True, False])
+def test_https_through_a_proxy(tmp_path: Path, trusted: bool, allow_private: bool) -> None:
+    bundle, shown = make_authority(tmp_path)
+    seen: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer(b"<p>a"))
+        await writer.drain()
+        writer.close()
+
+    async def work() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=shown)
+        origin = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+        async with server, TunnelProxy().running() as proxy:
+            access = check_access(
+                site_of(origin + "/"), {"origin": origin, **KEYS, "proxy": {"url": proxy.url}}, private_proxy=True
+            )
+            async with GuardedHttpClient(
+                allow_private=allow_private, limits=LIMITS, access=access, ca_bundle=bundle if trusted else None
+            ) as client:
+                fetched = await client.fetch(origin + "/")
+        if not allow_private:
+            assert (fetched.error, proxy.asked, seen) == ("address_refused", [], [])
+        elif not trusted:
+            assert (fetched.error, seen) == ("tls", [])
+        else:
+            assert (fetched.error, fetched.body) == (None, b"<p>a")
+            assert b"sesame-open-1" in seen[0]
+            assert {target.rpartition(":")[0] for target in proxy.asked} <= {"127.0.0.1", "[::1]"}
+            assert not any(has_keys(headers) for headers in proxy.headers)
 
     run(work)

@@ -186,9 +186,17 @@ def test_a_proxy_that_may_not_be_used_is_not_gone_around(
 ) -> None:
     site.add("/")
     give_keys(database, site, proxy={"url": "http://127.0.0.1:9", "username": "p", "password": PROXY_PASSWORD})
-    run_job("crawl", plan_crawl={"urls": [site.url], "customer": "acme", "job_id": "k", "allow_private": True})
+    result = run_job(
+        "crawl", plan_crawl={"urls": [site.url], "customer": "acme", "job_id": "k", "allow_private": True}
+    )
+    assert not result.success
+    assert any("OMNIOPS_PRIVATE_PROXIES" in said for said in failures(result).values()), failures(result)
     found = everything(database, ephemeral)
-    assert "OMNIOPS_PRIVATE_PROXIES" in found["public.scrape_job_results"]
+    # Nothing is known of the site, so no page has a result, and the job goes on once the proxy may be used.
+    job = database.manager.get_job_from_postgres("k")
+    assert job is not None
+    assert (job["status"], results(database, "k")) == ("paused", {})
+    assert "http://127.0.0.1:9 " in job["error_message"]
     assert not site.requests
     assert_nowhere(found)
 
