@@ -395,6 +395,17 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return min(seconds, _MAX_RETRY_AFTER) if seconds > 0 else None
 
 
+def _has_content(status: int) -> bool:
+    """Say whether an answer's body is content; that of a 205 is none by definition (RFC 9110, 15.3.6).
+
+    Raises:
+        FetchFailed: incomplete, for a part (206) that nobody asked for.
+    """
+    if status == 206:
+        raise FetchFailed("incomplete", "the answer is a part (206), and the whole was asked for", retryable=True)
+    return 200 <= status < 300 and status != 205
+
+
 # ------------------------------------------------------------------------------------------ errors
 
 
@@ -864,7 +875,7 @@ class GuardedHttpClient(HttpClient):
         """Read the body of an answer if it is a page's."""
         kind = fetched.content_type
         sniff = kind is None and not any_type
-        if not 200 <= response.status < 300 or not (any_type or sniff or kind in _PAGE_TYPES):
+        if not _has_content(response.status) or not (any_type or sniff or kind in _PAGE_TYPES):
             fetched.http_bytes = await self._finish(response)
             return
         headers = response.headers

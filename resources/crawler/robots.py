@@ -6,6 +6,7 @@ tags of a page (`page`).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from resources.crawler.urls import InvalidUrl, normalise, origin_of
 if TYPE_CHECKING:
     from resources.crawler.client import Fetched, GuardedHttpClient
 
-__all__ = ["MAX_CRAWL_DELAY", "RobotsPolicy", "fetch_policy"]
+__all__ = ["MAX_CRAWL_DELAY", "MAX_ROBOTS_BYTES", "RobotsPolicy", "fetch_policy"]
 
 MAX_ROBOTS_BYTES: Final = 500 * 1024
 """RFC 9309, 2.5: at least 500 KiB are parsed; the rest of a longer file is ignored."""
@@ -27,12 +28,19 @@ MAX_ROBOTS_REDIRECTS: Final = 5
 """RFC 9309, 2.3.1.2: at least five are followed, to other hosts too."""
 MAX_CRAWL_DELAY: Final = 60.0
 """Seconds. A longer delay would make a crawl of an hour end after a few dozen pages, with no word of why."""
+MAX_WILDCARDS: Final = 32 * 1024
+"""Characters of all different rules with wildcards: each is looked for in each url, and 500 KiB of them take half a
+second. Hundreds of rules have room."""
 _MAX_SITEMAPS: Final = 500
+_IN_TURN: Final = 32 * 1024
+"""Bytes; reading a longer file takes up to half a second, in which the crawl's loop goes on."""
 _MAX_LINE: Final = 2_000
 """Characters of one line; a rule is a path, and longer ones are mistakes or attacks."""
 
 # Protego forgives misspelled directives, so this does too: "is there anything that could forbid a url?"
 _FORBIDS: Final = re.compile(r"^[ \t]*di[a-z]{0,4}l[a-z]{0,3}w\b[ \t]*:?[ \t]*[^\s#:]", re.I | re.M).search
+
+_WILDCARD_RULE: Final = re.compile(r"^[ \t]*(?!user)[a-z][a-z \t-]*:([^\n#]*\*[^\n#]*)", re.I | re.M)
 
 # Protego debug-logs each malformed line, which a hostile file can have by the thousand.
 logging.getLogger("protego").setLevel(logging.WARNING)
@@ -73,6 +81,9 @@ class RobotsPolicy:
         text = body.decode("utf-8-sig", "replace")
         if len(text) > _MAX_LINE:
             text = "\n".join(line for line in text.splitlines() if len(line) <= _MAX_LINE)
+        if sum(map(len, {match[1] for match in _WILDCARD_RULE.finditer(text)})) > MAX_WILDCARDS:
+            # To leave some out could be to fetch what they forbid.
+            return cls.disallow_all(f"robots.txt has more than {MAX_WILDCARDS:,} characters of rules with wildcards")
         rules = Protego.parse(text)
         delay = rules.crawl_delay(ROBOTS_TOKEN)
         sitemaps: dict[str, None] = {}
@@ -118,6 +129,8 @@ async def fetch_policy(client: GuardedHttpClient, origin: str) -> tuple[RobotsPo
         truncate=True,
         max_redirects=MAX_ROBOTS_REDIRECTS,
     )
+    if len(fetched.body) > _IN_TURN:
+        return await asyncio.to_thread(_policy_of, fetched), fetched
     return _policy_of(fetched), fetched
 
 
@@ -129,7 +142,11 @@ def _policy_of(fetched: Fetched) -> RobotsPolicy:
         return RobotsPolicy.disallow_all(f"robots.txt could not be read: {detail} ({fetched.error_detail})")
     status = fetched.status or 0
     if 200 <= status < 300:
-        return RobotsPolicy.parse(fetched.body, fetched.final_url)
+        body = fetched.body
+        if len(body) >= MAX_ROBOTS_BYTES:
+            # The last line may be cut: "Disallow: /" of "Disallow: /private" is another rule.
+            body = body[: body.rfind(b"\n") + 1]
+        return RobotsPolicy.parse(body, fetched.final_url)
     if 300 <= status < 500:
         return RobotsPolicy.allow_all(f"robots.txt answered {status}")
     return RobotsPolicy.disallow_all(f"robots.txt answered {status}")

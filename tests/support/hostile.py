@@ -56,11 +56,12 @@ def page(body: str = "", title: str = "x") -> bytes:
     return whole(f"<!doctype html><title>{title}</title><p>words {body}".encode("utf-8", "surrogatepass"))
 
 
-def _redirect(to: str, status: str = "302 Found") -> bytes:
+def redirect(to: str, status: str = "302 Found") -> bytes:
+    """An answer that leads on."""
     return whole(b"", status, Location=to)
 
 
-def _flood(first: bytes, piece: bytes, pause: float = 0.0, count: int = 1_000_000) -> Write:
+def flood(first: bytes, piece: bytes, pause: float = 0.0, count: int = 1_000_000) -> Write:
     """Write on and on, until the other side has enough."""
 
     async def write(writer: asyncio.StreamWriter) -> None:
@@ -121,12 +122,14 @@ def make_traps() -> dict[str, Trap]:
             f"/bomb/{n}": Trap(whole(b, Content_Encoding=c), reason=_BOMB_ENDS.get(n, "decompression"))
             for n, (b, c) in bombs.items()
         },
-        **{f"/to/{n}": Trap(_redirect(url), reason="redirect_off_site") for n, url in private.items()},
-        **{f"/to/{n}": Trap(_redirect(url), reason="redirect_invalid") for n, url in schemes.items()},
+        **{f"/to/{n}": Trap(redirect(url), reason="redirect_off_site") for n, url in private.items()},
+        **{f"/to/{n}": Trap(redirect(url), reason="redirect_invalid") for n, url in schemes.items()},
         "/to/nowhere": Trap(whole(b"", "302 Found"), reason="redirect_invalid"),
-        "/to/itself": Trap(_redirect("/to/itself"), reason="redirect_loop"),
-        "/to/https": Trap(_redirect("https://127.0.0.1:1/"), reason="redirect_off_site"),
-        "/to/long": Trap(_redirect("/" + "x" * 5_000), reason="redirect_invalid"),
+        "/grow/a": Trap(b"", reason="too_many_redirects"),
+        "/grow/fast": Trap(b"", reason="redirect_invalid"),
+        "/to/itself": Trap(redirect("/to/itself"), reason="redirect_loop"),
+        "/to/https": Trap(redirect("https://127.0.0.1:1/"), reason="redirect_off_site"),
+        "/to/long": Trap(redirect("/" + "x" * 5_000), reason="redirect_invalid"),
         "/lie/gzip": Trap(whole(noise, Content_Encoding="gzip"), reason="decompression"),
         "/lie/deflate": Trap(whole(noise, Content_Encoding="deflate"), reason="decompression"),
         "/lie/zstd": Trap(whole(noise, Content_Encoding="zstd"), reason="decompression"),
@@ -149,9 +152,9 @@ def make_traps() -> dict[str, Trap]:
         "/chunk/no-number": Trap(_then_close(chunked + b"zz\r\nabc\r\n"), reason=""),
         "/chunk/cut": Trap(_then_close(chunked + b"5\r\nab"), reason="incomplete"),
         "/chunk/huge": Trap(_then_close(chunked + b"ffffffffffffffffff\r\n"), reason=""),
-        "/chunk/endless": Trap(_flood(chunked, b"10000\r\n" + b"x" * 0x10000 + b"\r\n"), reason="body_too_large"),
+        "/chunk/endless": Trap(flood(chunked, b"10000\r\n" + b"x" * 0x10000 + b"\r\n"), reason="body_too_large"),
         "/reset/at-once": Trap(_then_close(b"", reset=True), reason="connection_reset"),
-        "/reset/in-head": Trap(_then_close(b"HTTP/1.1 200 OK\r\nX: ", reset=True), reason="connection_reset"),
+        "/reset/in-head": Trap(_then_close(b"HTTP/1.1 200 OK\r\nX: ", reset=True), reason=""),
         "/reset/in-body": Trap(_then_close(head(Content_Length="5000") + b"<p>", reset=True), reason=""),
         "/close": Trap(_then_close(b""), reason="connection_reset"),
         "/garbage/nul": Trap(_then_close(b"\0\1\2\3\r\n\r\n"), reason="protocol"),
@@ -159,17 +162,23 @@ def make_traps() -> dict[str, Trap]:
         "/garbage/redis": Trap(_then_close(b"+PONG\r\n"), reason="protocol"),
         "/garbage/status": Trap(_then_close(b"HTTP/1.1 abc OK\r\n\r\n"), reason="protocol"),
         "/garbage/html": Trap(_then_close(b"<html>hi</html>\r\n\r\n"), reason="protocol"),
-        "/header/many": Trap(_flood(b"HTTP/1.1 200 OK\r\n", b"X-Y: z\r\n" * 50), reason="header_too_large"),
-        "/header/endless": Trap(_flood(b"HTTP/1.1 200 OK\r\nX: ", b"y" * 65_536), reason="header_too_large"),
+        "/header/many": Trap(flood(b"HTTP/1.1 200 OK\r\n", b"X-Y: z\r\n" * 50), reason="header_too_large"),
+        "/header/endless": Trap(flood(b"HTTP/1.1 200 OK\r\nX: ", b"y" * 65_536), reason="header_too_large"),
         "/header/large-in-all": Trap(
             whole(b"<p>", **{f"X_{n}": "y" * 2_000 for n in range(60)}), reason="header_too_large"
         ),
         "/header/cookies": Trap(whole(b"<p>words", Set_Cookie="a=" + "b" * 8_000), kept),
-        "/drip/head": Trap(_flood(b"HTTP/1.1 200 OK\r\nX: ", b"y", 0.1, 1_000), reason="timeout"),
-        "/drip/body": Trap(_flood(head(Content_Length="100000"), b"y", 0.1, 1_000), reason="timeout"),
-        "/drip/silence": Trap(_flood(b"", b"", 1.0, 60), reason="timeout"),
-        "/status/1xx": Trap(_flood(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10, 0.01, 10_000), reason="timeout"),
+        "/drip/head": Trap(flood(b"HTTP/1.1 200 OK\r\nX: ", b"y", 0.1, 1_000), reason="timeout"),
+        "/drip/body": Trap(flood(head(Content_Length="100000"), b"y", 0.1, 1_000), reason="timeout"),
+        "/drip/silence": Trap(flood(b"", b"", 1.0, 60), reason="timeout"),
+        "/status/1xx": Trap(flood(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10, 0.01, 10_000), reason="timeout"),
         "/status/204": Trap(head("204 No Content"), kept),
+        "/status/204-body": Trap(_then_close(whole(b"<p>words of nothing", "204 No Content")), kept),
+        "/status/205-body": Trap(whole(b"<p>words of nothing", "205 Reset Content"), kept),
+        "/status/206": Trap(
+            whole(b"<!doctype html><p>the first words", "206 Partial Content", Content_Range="bytes 0-32/900"),
+            reason="incomplete",
+        ),
         "/status/304": Trap(head("304 Not Modified"), reason="HTTP 304"),
         "/status/999": Trap(whole(b"<p>x", "999 Odd"), reason="HTTP 999"),
         "/empty": Trap(whole(b""), kept),
@@ -185,16 +194,30 @@ def make_traps() -> dict[str, Trap]:
     return traps
 
 
+def _maze(path: str) -> bytes:
+    """A page that leads to fifty new ones: other numbers, or one more filter."""
+    head, mark, query = path.partition("?")
+    seed = zlib.crc32(path.encode())
+    numbers = ((seed + n * 7_919) % 2**32 for n in range(50))
+    links = [f"{head}?{query}&filter_{n % 97}={n}" for n in numbers] if mark else [f"/maze/{n}" for n in numbers]
+    return page("".join(f"<a href='{link}'>on</a>" for link in links), path)
+
+
 class HostileSite:
     """The site: `/` links to all traps and to the first ordinary page.
+
+    Args:
+        traps: by path; all if None.
+        robots: the answer of /robots.txt; there is none if None.
 
     Attributes:
         url: of the root, with its slash.
         traps: by path.
     """
 
-    def __init__(self) -> None:
-        self.traps = make_traps()
+    def __init__(self, traps: dict[str, Trap] | None = None, robots: bytes | Write | None = None) -> None:
+        self.traps = make_traps() if traps is None else traps
+        self.robots = robots
         self.port = 0
 
     @property
@@ -208,6 +231,12 @@ class HostileSite:
             number = int(path[4:])
             following = (n for n in (2 * number + 1, 2 * number + 2) if n < ORDINARY)
             return page("".join(f"<a href='/ok/{n}'>next</a>" for n in following), path)
+        if path == "/robots.txt" and self.robots is not None:
+            return self.robots
+        if path.startswith("/grow/"):
+            return redirect(path + ("x" * 900 if path.startswith("/grow/fast") else "/x"))
+        if path.startswith("/maze/"):
+            return _maze(path)
         trap = self.traps.get(path)
         return whole(b"not here", "404 Not Found") if trap is None else trap.says
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from resources.crawler.client import FetchLimits, GuardedHttpClient
-from resources.crawler.robots import RobotsPolicy, fetch_policy
+from resources.crawler.robots import MAX_ROBOTS_BYTES, RobotsPolicy, fetch_policy
 from tests.integration.crawler.servers import Handler, answer, serving
 
 LIMITS = FetchLimits(page_seconds=2, connect_seconds=1, first_byte_seconds=0.5)
@@ -45,6 +45,29 @@ def test_the_longest_rule_wins_and_wildcards_hold() -> None:
     assert rules.allowed("http://h/x.php?y")
     assert not rules.allowed("http://h/%C3%BC")
     assert rules.allowed("http://h/robots.txt")
+
+
+def test_more_wildcards_than_can_be_looked_for_in_each_url_forbid_everything() -> None:
+    rules = "User-agent: {}\n" + "".join(f"Disallow: /*part-{n:04}/\n" for n in range(1_500))
+    kept = RobotsPolicy.parse((rules.format("*") + rules.format("other") * 20).encode(), "http://h/robots.txt")
+    assert kept.reason is None
+    assert kept.allowed("http://h/x")
+    assert not kept.allowed("http://h/x/part-0007/y")
+    more = rules.format("*") + "".join(f"Disallow: /*more-{n:04}/\n" for n in range(1_500))
+    refused = RobotsPolicy.parse(more.encode(), "http://h/robots.txt")
+    assert not refused.allowed("http://h/x")
+    assert "wildcards" in str(refused.reason)
+
+
+def test_a_line_that_is_cut_by_the_bound_is_no_rule() -> None:
+    filling = "# " + "x" * 998 + "\n"
+    head = "User-agent: *\nDisallow: /a\n"
+    room = MAX_ROBOTS_BYTES - len(head) - len("Disallow: /")
+    body = head + filling * (room // 1001 - 1)
+    body += "#" * (MAX_ROBOTS_BYTES - len("\nDisallow: /") - len(body)) + "\nDisallow: /private\n"
+    rules = policy(text(body))
+    assert rules.allowed("http://h/x")
+    assert not rules.allowed("http://h/a")
 
 
 @pytest.mark.parametrize("status", ["400 Bad", "401 No", "403 No", "404 Not Found", "410 Gone", "429 Slow"])
