@@ -151,6 +151,45 @@ def _described(connection: Connection, customer_id: UUID, domain: str, settings:
     return [] if access is None else [f"for {access.origin}", *access.described()]
 
 
+@sites.command("limit")
+@click.argument("customer")
+@click.argument("domain")
+@click.option("--requests-per-minute", type=int, required=True, metavar="N", help="In any 60 s; 0: no limit.")
+def limit_site(customer: str, domain: str, requests_per_minute: int) -> None:
+    """Limit how often a website is asked by the crawls that its configuration orders.
+
+    A job that runs or waits keeps the limit that it was made with.
+    """
+    import json
+
+    from sqlalchemy import text
+
+    from resources.crawler.crawl_order import InvalidOrder
+    from resources.crawler.stored_order import plan_for_site
+    from resources.postgres.tenancy import service_connection
+
+    domain, _ = _domain(domain)
+    engine, _ = _open()
+    with service_connection(engine=engine) as connection:
+        _, config_id = _site(connection, customer, domain)
+        kept = connection.execute(
+            text("SELECT settings FROM public.customer_configs WHERE id = :id FOR UPDATE"), {"id": config_id}
+        ).scalar_one()
+        crawl = kept.get("crawl", {})
+        # What is no object is refused as it stands.
+        limited = {**crawl, "requests_per_minute": requests_per_minute} if isinstance(crawl, dict) else crawl
+        try:
+            plan_for_site(customer, domain, {**kept, "crawl": limited})
+        except InvalidOrder as error:
+            raise click.ClickException(str(error)) from error
+        connection.execute(
+            text("UPDATE public.customer_configs SET settings = CAST(:settings AS jsonb) WHERE id = :id"),
+            {"id": config_id, "settings": json.dumps({**kept, "crawl": limited})},
+        )
+    limit = f"at most {requests_per_minute:,} requests in any 60 s" if requests_per_minute else "no limit"
+    click.echo(f"{domain}: {limit}")
+
+
 # ------------------------------------------------------------------------------------------ keys
 
 

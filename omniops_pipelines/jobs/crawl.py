@@ -289,7 +289,8 @@ def crawl_pages(
     try:
         # Read here and not in plan_crawl, because what an op returns is kept.
         access = access_for_crawl(postgres.engine(), job["customer_id"], plan.urls, settings)
-    except (SecretError, UnusableAccess) as error:
+        crawl_order.check_rendering(plan, access)
+    except (RefusedOrder, SecretError, UnusableAccess) as error:
         _set_aside(manager, job_id, str(error))
         raise _refuse(error) from error
 

@@ -245,8 +245,26 @@ def check_embeddings(plan: CrawlPlan, engine: Engine) -> None:
         raise RefusedOrder(msg) from error
 
 
+def check_rendering(plan: CrawlPlan, access: SiteAccess | None) -> None:
+    """Refuse to render a site with keys or a proxy: what its scripts load would come without the one and the other.
+
+    Raises:
+        RefusedOrder: what there is, by name, and what to do.
+    """
+    if plan.render == "http" or access is None or not (access.has_keys or access.proxy):
+        return
+    msg = (
+        f"render={plan.render} cannot be used for {access.origin}, which has {', '.join(access.described())}: "
+        "the requests of its scripts would go without them. Use render=http, or remove them with "
+        "`omniops sites credentials clear`"
+    )
+    raise RefusedOrder(msg)
+
+
 def check_hosts(plan: CrawlPlan, access: SiteAccess | None = None) -> None:
     """Refuse start urls whose host has no address, is not to be fetched, or does not answer.
+
+    Refuses what `check_rendering` does, first.
 
     Args:
         plan: whose urls.
@@ -255,6 +273,7 @@ def check_hosts(plan: CrawlPlan, access: SiteAccess | None = None) -> None:
     Raises:
         RefusedOrder: with which host, and why.
     """
+    check_rendering(plan, access)
     seen = set()
     for url in plan.urls:
         parts = urlsplit(url)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,6 +14,7 @@ from omniops_pipelines.cli import cli
 from omniops_pipelines.cli.errors import sentence_for
 from resources import stack
 from resources.crawler.site_access import find_site, load_site_access
+from resources.crawler.stored_order import plan_for_site
 from resources.postgres.credentials import read_credentials, set_credentials
 from resources.postgres.customers import ensure_customer
 from resources.postgres.tenancy import service_connection
@@ -163,9 +165,44 @@ def test_what_cannot_be_meant_is_refused_in_words_and_changes_nothing(
         (("show", "acme", "not a host"), "host"),
         (("credentials", "clear", "acme", "other.example"), "no site"),
         (("list", "--customer", "nobody"), "no customer"),
+        (("limit", "acme", "other.example", "--requests-per-minute", "5"), "no site"),
+        (("limit", "acme", "shop.example", "--requests-per-minute", "-1"), "between 0 and"),
+        (("limit", "acme", "shop.example"), "--requests-per-minute"),
     ],
 )
 def test_a_site_that_is_not_there_is_said_to_be_so(omniops: Omniops, arguments: tuple[str, ...], says: str) -> None:
     result = omniops("sites", *arguments)
     assert result.exit_code != 0
     assert says in result.output + str(sentence_for(result.exception) if result.exception else "")
+
+
+def configure(database: Database, settings: dict[str, Any]) -> None:
+    with service_connection(engine=database.engine) as connection:
+        connection.execute(
+            text("UPDATE customer_configs SET settings = CAST(:s AS jsonb) WHERE domain = 'shop.example'"),
+            {"s": json.dumps(settings)},
+        )
+
+
+def configured(database: Database) -> Any:
+    return database.value("SELECT settings FROM customer_configs WHERE domain = 'shop.example'")
+
+
+def test_a_site_is_limited_and_keeps_its_other_settings(omniops: Omniops, database: Database) -> None:
+    configure(database, {"a": 1, "crawl": {"max_pages": 7}})
+    done = omniops("sites", "limit", "acme", "SHOP.example", "--requests-per-minute", "30")
+    assert done.exit_code == 0, done.output
+    assert "30 requests" in done.output
+    assert configured(database) == {"a": 1, "crawl": {"max_pages": 7, "requests_per_minute": 30}}
+    plan = plan_for_site("acme", "shop.example", configured(database))
+    assert (plan.requests_per_minute, plan.max_pages) == (30, 7)
+    assert "no limit" in omniops("sites", "limit", "acme", "shop.example", "--requests-per-minute", "0").output
+    assert plan_for_site("acme", "shop.example", configured(database)).requests_per_minute == 0
+
+
+def test_a_configuration_that_cannot_be_crawled_is_named_and_left_alone(omniops: Omniops, database: Database) -> None:
+    configure(database, {"crawl": [1]})
+    refused = omniops("sites", "limit", "acme", "shop.example", "--requests-per-minute", "30")
+    assert refused.exit_code == 1
+    assert "settings.crawl" in refused.output
+    assert configured(database) == {"crawl": [1]}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from resources.crawler.crawl_order import RefusedOrder, check_hosts, check_rendering
+from resources.crawler.plan import CrawlPlan
 from resources.crawler.site_access import (
     MAX_ENTRIES,
     MAX_VALUE,
@@ -179,3 +182,18 @@ def test_no_site_makes_its_cookies_grow_without_bound() -> None:
     kept = jar.for_path("/")
     assert len(kept) <= 50
     assert sum(len(name) + len(value) for name, value in kept.items()) < 9_000
+
+
+@pytest.mark.parametrize("mode", ["browser", "auto"])
+@pytest.mark.parametrize("kinds", [("headers",), ("basic",), ("cookies",), ("proxy",)])
+def test_a_site_with_keys_or_a_proxy_is_not_rendered_without_them(mode: str, kinds: tuple[str, ...]) -> None:
+    kept = check_access("shop.example", {kind: KEYS[kind] for kind in kinds})
+    plan = CrawlPlan(urls=("https://shop.example/",), render=mode)
+    with pytest.raises(RefusedOrder, match=f"render={mode} .*shop.example.*render=http") as raised:
+        check_hosts(plan, kept)
+    assert kept.described()[0] in str(raised.value)
+    for value in ("sesame-open-1", "pass word&<", "c0ffee-c0ffee", "proxy-secret"):
+        assert value not in str(raised.value)
+    check_rendering(replace(plan, render="http"), kept)
+    check_rendering(plan, None)
+    check_rendering(plan, check_access("shop.example", {}))
