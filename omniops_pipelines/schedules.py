@@ -112,6 +112,7 @@ TIMETABLES: Final = (
         "cleanup_page_html",
         "5 3 * * *",
         "HTML that was kept as long as its customer asked for; daily, so that a day means a day.",
+        ops_config(remove_expired_page_html={"dry_run": False}),
     ),
     Timetable(
         "purge_runs_weekly",

@@ -13,7 +13,7 @@ from resources.crawler.crawl_order import RefusedOrder, check_database
 from resources.postgres.connection import DatabaseError
 from resources.postgres.customer_rows import UnknownCustomer, customer_id_of
 from resources.postgres.customers import InvalidSlug
-from resources.postgres.page_html import remove_expired_html
+from resources.postgres.page_html import count_expired_html, remove_expired_html
 from resources.postgres.resource import PostgresResource
 from resources.services import ServiceError
 
@@ -60,15 +60,24 @@ def read_kept_pages(
     return {"dry_run": config.dry_run, **result.as_dict()}
 
 
+class PageHtmlConfig(dg.Config):
+    """Whether anything is removed."""
+
+    dry_run: bool = Field(default=True, description="Look only: count what has expired. Turn it off to remove.")
+
+
 @dg.op(description="Removes HTML that was kept as long as its customer asked for.")
-def remove_expired_page_html(context: dg.OpExecutionContext, postgres: PostgresResource) -> int:
+def remove_expired_page_html(
+    context: dg.OpExecutionContext, config: PageHtmlConfig, postgres: PostgresResource
+) -> int:
     """In bounded transactions."""
     try:
         check_database(postgres.endpoints().database_url)
-        removed = remove_expired_html(postgres.engine())
+        engine = postgres.engine()
+        removed = count_expired_html(engine) if config.dry_run else remove_expired_html(engine)
     except (DatabaseError, ServiceError, RefusedOrder) as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
-    context.add_output_metadata({"pages": removed})
+    context.add_output_metadata({"dry_run": config.dry_run, "pages": removed})
     return removed
 
 
@@ -85,7 +94,8 @@ def reprocess_job() -> None:
 
 @dg.job(
     name="cleanup_page_html",
-    description="Removes HTML that was kept as long as its customer's configuration says (keep_html_days).",
+    description="Removes HTML that was kept as long as its customer's configuration says (keep_html_days). "
+    "In the Launchpad it only looks; turn dry_run off to remove.",
     executor_def=dg.in_process_executor,
     tags={"dagster/max_retries": "2"},
 )

@@ -118,6 +118,7 @@ class FrontierRequestManager(RequestManager):
         self._followed: set[int] = set()
         self._beyond_depth: set[int] = set()
         self._pages_left = 0
+        self._budget_gave_nothing = False
         self._alone = company <= 1
         self._next_poll = 0.0
         self._handled = 0
@@ -213,6 +214,8 @@ class FrontierRequestManager(RequestManager):
         reading = self.reader.pending if self.reader is not None else 0
         if self.expecting or len(self._in_flight) > reading or not self._nothing_unsaved():
             return False
+        if self._budget_gave_nothing and self._pages_left <= 0:
+            return True
         if self._refill is not None and not self._refill.done():
             return False
         return self._pages_left <= 0 or not (self.waiting or self._waiting_in_postgres)
@@ -381,7 +384,7 @@ class FrontierRequestManager(RequestManager):
         try:
             reserved_by_others = await self._reserve() if self._pages_left <= 0 else 0
             # Told now: a page that is fetched while urls are claimed may use up what is reserved, and not the budget.
-            refused = self._pages_left <= 0
+            refused = self._budget_gave_nothing = self._pages_left <= 0
             if not refused:
                 await self._claim()
             if not self._at_rest() or (self._pages_left <= 0 and not refused):

@@ -126,6 +126,13 @@ def kept_pages(engine: Engine, customer_id: UUID | str, domain: str | None = Non
         ]
 
 
+def count_expired_html(engine: Engine) -> int:
+    """Of how many pages the HTML was kept long enough."""
+    with engine.connect() as connection:
+        expired = "SELECT count(*) FROM omniops_meta.page_html WHERE expires_at <= now()"
+        return int(connection.execute(text(expired)).scalar_one())
+
+
 def remove_expired_html(engine: Engine) -> int:
     """Remove what was kept long enough, in bounded transactions; returns how many pages."""
     removed = 0

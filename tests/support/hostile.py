@@ -173,7 +173,6 @@ def make_traps() -> dict[str, Trap]:
         "/drip/silence": Trap(flood(b"", b"", 1.0, 60), reason="timeout"),
         "/status/1xx": Trap(flood(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10, 0.01, 10_000), reason="timeout"),
         "/status/204": Trap(head("204 No Content"), kept),
-        "/status/204-body": Trap(_then_close(whole(b"<p>words of nothing", "204 No Content")), kept),
         "/status/205-body": Trap(whole(b"<p>words of nothing", "205 Reset Content"), kept),
         "/status/206": Trap(
             whole(b"<!doctype html><p>the first words", "206 Partial Content", Content_Range="bytes 0-32/900"),

@@ -84,6 +84,16 @@ def test_a_site_of_one_page_is_read_at_once(site: Site, database: Database) -> N
     assert database.value("SELECT simhash IS NOT NULL AND folded_hash IS NOT NULL FROM scraped_pages") is True
 
 
+def test_the_last_pages_of_the_budget_do_not_wait_for_more(
+    site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More urls wait in the frontier, and none of them will be fetched."""
+    monkeypatch.setattr(reading, "WARM_UP_SECONDS", 1_000.0)
+    make_shop(site, 40)
+    assert crawl(database, site.url, max_pages=5, max_seconds=60).finish_reason == "max_pages"
+    assert database.value("SELECT count(*) FROM website_content") == 5
+
+
 def test_a_changed_footer_is_no_change_and_a_changed_price_is_one(site: Site, database: Database) -> None:
     make_shop(site, 25)
     run(database, site, "one")

@@ -28,9 +28,16 @@ def test_pages_are_read_again_and_their_html_goes_in_its_time(database: Database
     assert (looked["dry_run"], looked["read"], looked["changed"], database.value(said)) == (True, 1, 1, False)
     result = run_job("reprocess", read_kept_pages={"customer": "acme", "dry_run": False})
     assert (result.success, database.value(said)) == (True, True)
-    assert metadata(run_job("cleanup_page_html"), "remove_expired_page_html")["pages"] == 0
+
+    def remove(*, dry_run: bool) -> int:
+        done = run_job("cleanup_page_html", remove_expired_page_html={"dry_run": dry_run})
+        return int(metadata(done, "remove_expired_page_html")["pages"])
+
+    assert remove(dry_run=False) == 0
     execute(database, "UPDATE omniops_meta.page_html SET expires_at = now()")
-    assert metadata(run_job("cleanup_page_html"), "remove_expired_page_html")["pages"] == 1
+    assert remove(dry_run=True) == 1
+    assert database.value("SELECT count(*) FROM omniops_meta.page_html") == 1
+    assert remove(dry_run=False) == 1
     assert database.value("SELECT count(*) FROM omniops_meta.page_html") == 0
 
 
