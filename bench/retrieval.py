@@ -8,8 +8,8 @@ extracted, cut, embedded by the embedded model and indexed as crawled pages are,
 `--vectors` keeps the vectors in a folder: the first run takes some minutes, another one seconds.
 
 The questions (bench/retrieval_questions.json) were written for this and name the pages that answer each: some with
-words of these pages, most in other words, as people ask. Whatever was chosen (weights, constants) was chosen on the
-half "tuned", every second question; the half "held out" was only looked at.
+words of these pages, most in other words, as people ask. Weights and constants were chosen by the half "tuned", every
+second question. The other half, "held out", was seen while settings were compared, so it is no blind test.
 """
 
 from __future__ import annotations
