@@ -27,9 +27,10 @@ endif
 up: $(READY)  ## Start the Dagster UI
 	@$(BIN)/omniops up $(ARGS)
 
-# A process for each core; they have to agree on the names of tests, some of which come from sets.
+# A process for each core; they have to agree on the names of tests, some of which come from sets. In the order of their
+# names: the few long tests of `acceptance` come first, and not when one core has nothing else left.
 test: $(READY)  ## Run the tests
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(READY)  ## Kill senders, workers, servers and the daemon for long (ROUNDS=100)
 	OMNIOPS_SOAK_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration/queue/test_kills.py \
