@@ -328,7 +328,7 @@ def _parts(run: Measured) -> dict[str, float]:
         "CPU of the crawler, all threads": run.cpu_seconds,
         # By the clock: with waits for the interpreter's lock and for a core, so they are no parts of the CPU.
         "  in parsing, by the clock": phases["parse"],
-        "  of all processes that read main texts, waiting included": phases["read"],
+        "  from fetched to read, by the clock": phases["read"],
         "  in commits, by the clock": phases["write"],
         "  in writing the cache, by the clock": phases["cache"],
         "  in full-text indexing, by the clock": phases["index"],

@@ -110,7 +110,7 @@ class Meter:
         return measured
 
     def _read(self) -> tuple[float, float, float, float]:
-        return time.perf_counter(), cpu_of(os.getpid()), cpu_of(self._postgres), cpu_of(self._valkey)
+        return time.perf_counter(), _own_cpu(), cpu_of(self._postgres), cpu_of(self._valkey)
 
 
 def resident_mb() -> float:
@@ -131,12 +131,25 @@ def cpu_of(server: int | None) -> float:
     if server is None:
         return 0.0
     root = psutil.Process(server)
+    return _of_living_threads(root) + _of_children(root)
+
+
+def _own_cpu() -> float:
+    """CPU seconds of this process and its children. Its crawl ran in a thread, which has ended when this is asked."""
+    return time.process_time() + _of_children(psutil.Process())
+
+
+def _of_children(root: psutil.Process) -> float:
     ended = root.cpu_times()
-    seconds = float(ended.children_user + ended.children_system)
-    for process in (root, *root.children(recursive=True)):
-        for path in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
-            try:
-                seconds += int(path.read_text().split()[0]) / 1e9
-            except (FileNotFoundError, ProcessLookupError):  # it has just ended
-                continue
+    living = sum(_of_living_threads(process) for process in root.children(recursive=True))
+    return float(ended.children_user + ended.children_system) + living
+
+
+def _of_living_threads(process: psutil.Process) -> float:
+    seconds = 0.0
+    for path in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+        try:
+            seconds += int(path.read_text().split()[0]) / 1e9
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
     return seconds
