@@ -16,6 +16,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -153,3 +154,31 @@ def _of_living_threads(process: psutil.Process) -> float:
         except (FileNotFoundError, ProcessLookupError):  # it has just ended
             continue
     return seconds
+
+
+class Speed(NamedTuple):
+    """How long the same small loop takes here: figures of two days can be compared by it.
+
+    Attributes:
+        best_ms: the fastest of its rounds: the machine.
+        median_ms: the middle one: what else it does. Far above `best_ms`, it is not quiet.
+    """
+
+    best_ms: float
+    median_ms: float
+
+    def __str__(self) -> str:
+        return f"a loop of Python takes {self.best_ms} ms at best, {self.median_ms} ms in the middle"
+
+
+def machine_speed(rounds: int = 25) -> Speed:
+    """Half a million additions of plain Python, so many times: about half a second."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        total = 0
+        for number in range(500_000):
+            total += number & 7
+        times.append((time.perf_counter() - started) * 1_000)
+    times.sort()
+    return Speed(round(times[0], 1), round(times[rounds // 2], 1))
