@@ -3,13 +3,19 @@
     python -m bench.retrieval [--data DIR] [--vectors DIR] [--wrong] [--json FILE]
 
 The data are the pages of the Python documentation as Debian's package `python3.11-doc` installs them below
-/usr/share/doc/python3.11/html, or of another build of it in DIR: its library reference, tutorial and FAQ. They are
-extracted, cut, embedded by the embedded model and indexed as crawled pages are, in an embedded Postgres of its own.
-`--vectors` keeps the vectors in a folder: the first run takes some minutes, another one seconds.
+/usr/share/doc/python3.11/html, or of another build of it in DIR: its library reference, tutorial and FAQ; for the
+questions "blind" all its handbooks. They are extracted, cut, embedded by the embedded model and indexed as crawled
+pages are, in an embedded Postgres of their own. `--vectors` keeps the vectors in a folder: the first run takes some
+minutes, another one seconds.
 
 The questions (bench/retrieval_questions.json) were written for this and name the pages that answer each: some with
 words of these pages, most in other words, as people ask. Weights and constants were chosen by the half "tuned", every
 second question. The other half, "held out", was seen while settings were compared, so it is no blind test.
+
+The questions "blind" were written when the settings stood, and committed before the first search for one of them: one
+for each of 61 pages that were drawn by chance (random.Random(20261129), among those of at least 250 words: 28 of the
+library reference, 8 of the C API, 6 howtos, 5 of the tutorial, 3 each of FAQ, usage, extending and reference, 1 each
+of distributing and installing). Nothing may be tuned by them, or they are blind no more.
 """
 
 from __future__ import annotations
@@ -47,10 +53,12 @@ if TYPE_CHECKING:
 
 _DATA: Final = Path("/usr/share/doc/python3.11/html")
 _PARTS: Final = ("library", "tutorial", "faq")
+_ALL_PARTS: Final = (*_PARTS, "howto", "c-api", "using", "extending", "reference", "distributing", "installing")
 _URL: Final = "https://docs.example/"
 _QUESTIONS: Final = Path(__file__).with_name("retrieval_questions.json")
 _KINDS: Final = ("keywords", "other words")
-_HALVES: Final = ("tuned", "held out", "all")
+_HALVES: Final = ("tuned", "held out")
+_SETS: Final = {"tuned": ("tuned",), "held out": ("held out",), "all": _HALVES, "blind": ("blind",)}
 _ARMS: Final = ("full text", "vectors", "hybrid")
 
 
@@ -60,7 +68,7 @@ class Question:
 
     Attributes:
         kind: with the page's words, or in other ones.
-        half: `tuned` or `held out`.
+        half: `tuned` or `held out`, or `blind`.
         asked: as it is typed.
         answers: urls.
     """
@@ -75,9 +83,11 @@ def questions() -> list[Question]:
     """All of them."""
     stored = json.loads(_QUESTIONS.read_text(encoding="utf-8"))
     return [
-        Question(kind, _HALVES[number % 2], asked, frozenset(f"{_URL}{page}.html" for page in pages))
+        Question(kind, half, asked, frozenset(f"{_URL}{page}.html" for page in pages))
+        for halves, given in ((_HALVES, stored), (("blind",), stored["blind"]))
         for kind in _KINDS
-        for number, (asked, pages) in enumerate(stored[kind])
+        for number, (asked, pages) in enumerate(given[kind])
+        for half in (halves[number % len(halves)],)
     ]
 
 
@@ -109,13 +119,13 @@ class KeptVectors(MiniLM):
         return np.stack([self._kept[one] for one in hashes])
 
 
-def store(engine: Engine, data: Path) -> tuple[UUID, int]:
-    """The pages as a crawl leaves them; whose they are, and how many."""
-    paths = sorted(path for part in _PARTS for path in (data / part).glob("*.html"))
+def store(engine: Engine, data: Path, parts: Sequence[str]) -> tuple[UUID, int]:
+    """The pages of some folders as a crawl leaves them; whose they are, and how many."""
+    paths = sorted(path for part in parts for path in (data / part).glob("*.html"))
     if not paths:
         raise SystemExit(
             f"there is no Python documentation in {data}: install python3.11-doc (Debian), or name a folder that has "
-            "library/, tutorial/ and faq/ with --data"
+            "library/, tutorial/, faq/ and the others with --data"
         )
     site = SiteBoilerplate()
     html = {path: path.read_bytes() for path in paths}
@@ -224,14 +234,32 @@ def judge(ranked: Sequence[tuple[frozenset[str], Sequence[str]]]) -> Figures:
 
 
 def table(found: Sequence[Found]) -> dict[str, dict[str, dict[str, Figures]]]:
-    """Figures by half, kind and arm."""
+    """Figures by set of questions, kind and arm."""
     figures: dict[str, dict[str, dict[str, Figures]]] = defaultdict(lambda: defaultdict(dict))
-    for half in _HALVES:
+    for name, halves in _SETS.items():
         for kind in _KINDS:
-            some = [one for one in found if one.question.kind == kind and half in (one.question.half, "all")]
+            some = [one for one in found if one.question.kind == kind and one.question.half in halves]
             for arm in _ARMS:
-                figures[half][kind][arm] = judge([(one.question.answers, one.ranked(arm)) for one in some])
+                figures[name][kind][arm] = judge([(one.question.answers, one.ranked(arm)) for one in some])
     return figures
+
+
+def measure(data: Path, parts: Sequence[str], provider: MiniLM, asked: Sequence[Question]) -> list[Found]:
+    """Store the pages of some folders in a database of their own, embed, ask."""
+    with tempfile.TemporaryDirectory(prefix="omniops-bench-") as folder:
+        settings = Settings(home=Path(folder), database_url=None, owner_database_url=None, redis_url=None)
+        with acquire(settings) as endpoints:
+            migrate(endpoints.owner_database_url, runtime_url=endpoints.database_url)
+            engine = engine_for(endpoints.database_url)
+            started = time.perf_counter()
+            customer, pages = store(engine, data, parts)
+            done = embed_missing(engine, provider)
+            print(
+                f"{pages} pages of {data}, {done.chunks:,} pieces, ready after {time.perf_counter() - started:.0f} s"
+            )
+            found = ask(engine, customer, provider, asked)
+            dispose_engines()
+    return found
 
 
 def main() -> None:
@@ -242,32 +270,22 @@ def main() -> None:
     parser.add_argument("--wrong", action="store_true", help="Show the questions whose answer is not the first.")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="omniops-bench-") as folder:
-        settings = Settings(home=Path(folder), database_url=None, owner_database_url=None, redis_url=None)
-        with acquire(settings) as endpoints:
-            migrate(endpoints.owner_database_url, runtime_url=endpoints.database_url)
-            engine = engine_for(endpoints.database_url)
-            started = time.perf_counter()
-            customer, pages = store(engine, arguments.data)
-            provider = KeptVectors(arguments.vectors)
-            done = embed_missing(engine, provider)
-            print(
-                f"{pages} pages of {arguments.data}, {done.chunks:,} pieces, ready after "
-                f"{time.perf_counter() - started:.0f} s"
-            )
-            asked = questions()
-            found = ask(engine, customer, provider, asked)
-            dispose_engines()
+    provider = KeptVectors(arguments.vectors)
+    asked = questions()
+    found = [
+        *measure(arguments.data, _PARTS, provider, [one for one in asked if one.half != "blind"]),
+        *measure(arguments.data, _ALL_PARTS, provider, [one for one in asked if one.half == "blind"]),
+    ]
     figures = table(found)
-    for half in _HALVES:
+    for name, halves in _SETS.items():
         for kind in _KINDS:
-            count = sum(q.kind == kind and half in (q.half, "all") for q in asked)
+            count = sum(q.kind == kind and q.half in halves for q in asked)
             print(
-                f"\n{half}, {count} questions with {kind}" if kind == "keywords" else f"\n{half}, {count} in {kind}"
+                f"\n{name}, {count} questions with {kind}" if kind == "keywords" else f"\n{name}, {count} in {kind}"
             )
             print(f"{'':12}   @1     @5    MRR")
             for arm in _ARMS:
-                print(f"{arm:12} {figures[half][kind][arm]}")
+                print(f"{arm:12} {figures[name][kind][arm]}")
     if arguments.wrong:
         _print_wrong(found)
     if arguments.json:
@@ -277,7 +295,7 @@ def main() -> None:
 def _print_wrong(found: Sequence[Found]) -> None:
     for one in found:
         if not one.hybrid or one.hybrid[0] not in one.question.answers:
-            print(f"\n{one.question.kind}: {one.question.asked}")
+            print(f"\n{one.question.half}, {one.question.kind}: {one.question.asked}")
             for arm in _ARMS:
                 shown = [url.removeprefix(_URL).removesuffix(".html") for url in one.ranked(arm)[:4]]
                 print(f"  {arm:10} {', '.join(shown)}")
@@ -285,8 +303,8 @@ def _print_wrong(found: Sequence[Found]) -> None:
 
 def _write(path: Path, figures: Any, found: Sequence[Found]) -> None:
     plain = {
-        half: {kind: {arm: str(one).split() for arm, one in arms.items()} for kind, arms in kinds.items()}
-        for half, kinds in figures.items()
+        name: {kind: {arm: str(one).split() for arm, one in arms.items()} for kind, arms in kinds.items()}
+        for name, kinds in figures.items()
     }
     rows = [
         {"kind": one.question.kind, "half": one.question.half, "asked": one.question.asked,
