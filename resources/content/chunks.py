@@ -29,17 +29,19 @@ _SMALL_SECTION_TOKENS: Final = 48
 # What is embedded of one page; a longer one is cut, and the result says so.
 MAX_CHUNKS: Final = 1_000
 _MAX_CHARACTERS: Final = 1_000_000
+# A tokeniser may count a word of any length as one unknown token. Of real text no token stands for so many.
+_CHARACTERS_OF_A_TOKEN: Final = 16
+_MAX_HEADING_CHARACTERS: Final = 1_000
+# Longer sections are cut in two steps, since the splitter's time grows faster than what it is given.
+_PART_CHARACTERS: Final = 16_000
 
-_HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
+# Each of these takes time in proportion to the text, whatever it is: a page's author chooses that, and nothing can
+# interrupt an expression that goes back and forth over it.
+_HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t](.*)$")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
-_MARKUP = (
-    (re.compile(r"!\[([^\]]*)\]\([^)]*\)"), r"\1"),
-    (re.compile(r"\[([^\]]*)\]\([^)]*\)"), r"\1"),
-    (re.compile(r"[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}"), ""),
-)
-# An address in a link says little to a model and takes many tokens.
-_LINK = re.compile(r"(?<!\!)\[([^\]\n]*)\]\((?:[^()\s]|\([^()\s]*\))+(?:\s+\"[^\"]*\")?\)")
-_IMAGE = re.compile(r"!\[([^\]\n]*)\]\((?:[^()\s]|\([^()\s]*\))+(?:\s+\"[^\"]*\")?\)")
+_MARKUP = re.compile(r"[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}")
+# A link or an image, whose address says little to a model and takes many tokens. Its text has no bracket in it.
+_LINK = re.compile(r"!?(?<!\\)\[((?:[^\[\]\\\n]|\\.)*+)\]\((?:[^()\s]|\([^()\s]*+\))++(?:\s{1,9}\"[^\"\n]*+\")?\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ def _sections(markdown: str, title: str) -> Iterator[tuple[str, str]]:
         if any(one.strip() for one in lines):
             yield _joined_path(path, title), "\n".join(lines).strip("\n")
         lines = []
-        level, name = len(heading.group(1)), _plain(heading.group(2))
+        level, name = len(heading.group(1)), _heading_text(heading.group(2))
         path = [(depth, above) for depth, above in path if depth < level]
         if name:
             path.append((level, name))
@@ -200,20 +202,43 @@ def _pieces(body: str, heading: str, max_tokens: int, count_tokens: Callable[[st
     stripped = body.strip()
     if not stripped:
         return
-    if count_tokens(model_input(heading, stripped)) <= max_tokens:
+    if _fits(stripped, heading, max_tokens, count_tokens):
         yield stripped
         return
     room = max(8, max_tokens - count_tokens(heading) - 2 if heading else max_tokens - 2)
-    for piece in _splitter(room, min(OVERLAP_TOKENS, room // 4)).chunks(stripped):
-        if count_tokens(model_input(heading, piece)) <= max_tokens:
-            yield piece
-        else:
-            # Another tokeniser than the one that cut: its pieces may be longer.
-            yield from _halves(piece, heading, max_tokens, count_tokens)
+    splitter = _splitter(room, min(OVERLAP_TOKENS, room // 4))
+    for part in _parts(stripped):
+        for piece in splitter.chunks(part):
+            if _fits(piece, heading, max_tokens, count_tokens):
+                yield piece
+            else:
+                # Another tokeniser than the one that cut, or a word without an end: its pieces may be longer.
+                yield from _halves(piece, heading, max_tokens, count_tokens)
+
+
+def _parts(body: str) -> Iterator[str]:
+    """A section in parts of bounded length, cut between paragraphs, lines or words where it has any."""
+    start = 0
+    while len(body) - start > _PART_CHARACTERS:
+        end = start + _PART_CHARACTERS
+        for gap in ("\n\n", "\n", " "):
+            at = body.rfind(gap, start + _PART_CHARACTERS // 2, end)
+            if at > 0:
+                end = at
+                break
+        yield body[start:end]
+        start = end
+    yield body[start:]
+
+
+def _fits(piece: str, heading: str, max_tokens: int, count_tokens: Callable[[str], int]) -> bool:
+    if len(piece) > max_tokens * _CHARACTERS_OF_A_TOKEN:
+        return False
+    return count_tokens(model_input(heading, piece)) <= max_tokens
 
 
 def _halves(piece: str, heading: str, max_tokens: int, count_tokens: Callable[[str], int]) -> Iterator[str]:
-    if count_tokens(model_input(heading, piece)) <= max_tokens or len(piece) < 16:
+    if len(piece) < 16 or _fits(piece, heading, max_tokens, count_tokens):
         yield piece
         return
     middle = len(piece) // 2
@@ -243,13 +268,16 @@ def _shortened(path: str, max_tokens: int, count_tokens: Callable[[str], int]) -
 
 
 def _without_addresses(markdown: str) -> str:
-    return _LINK.sub(r"\1", _IMAGE.sub(r"\1", markdown))
+    return _LINK.sub(r"\1", markdown)
 
 
-def _plain(heading: str) -> str:
-    for pattern, replacement in _MARKUP:
-        heading = pattern.sub(replacement, heading)
-    return _line(heading)
+def _heading_text(given: str) -> str:
+    """A heading without markup, and without the `#` that may close it."""
+    given = given[:_MAX_HEADING_CHARACTERS].strip()
+    without = given.rstrip("#")
+    if not without or without[-1] in " \t":
+        given = without
+    return _line(_MARKUP.sub("", _without_addresses(given)))
 
 
 def _line(text: str) -> str:
