@@ -12,6 +12,10 @@ URL ?=
 ARGS ?=
 ROUNDS ?= 100
 
+# Containers often set it, to keep their images small: then each of the hundreds of processes that the tests start
+# compiles the program anew, which is a fifth of what its start costs.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help crawl up test soak check format bench clean
 
 help:  ## What there is

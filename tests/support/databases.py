@@ -1,4 +1,4 @@
-"""Databases for tests, on the embedded cluster: each a copy of a migrated template, made in a tenth of a second."""
+"""Databases for tests, on the embedded cluster: each a copy of a migrated template, made in hundredths of seconds."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def administer(endpoints: Endpoints, *statements: str) -> None:
 def create_database(endpoints: Endpoints, template: str) -> Database:
     """A new database as a copy of the template."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    administer(endpoints, f"CREATE DATABASE {name} TEMPLATE {template} OWNER omniops_owner")
+    # By copying its files: through the WAL, the default, it takes five times as long.
+    administer(endpoints, f"CREATE DATABASE {name} TEMPLATE {template} OWNER omniops_owner STRATEGY FILE_COPY")
     return Database(
         name,
         _at(endpoints.database_url, name),
