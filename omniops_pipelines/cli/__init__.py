@@ -39,6 +39,7 @@ def main() -> None:
     """Run the command line, and give every expected error as one sentence."""
     # Imported here, because `omniops --help` needs none of it.
     from omniops_pipelines.cli.errors import sentence_for
+    from omniops_pipelines.cli.output import harmless
 
     try:
         status = cli.main(standalone_mode=False)
@@ -52,6 +53,6 @@ def main() -> None:
         sentence = sentence_for(error)
         if sentence is None:
             raise
-        click.echo(f"omniops: {sentence}", err=True)
+        click.echo(f"omniops: {harmless(sentence)}", err=True)
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

@@ -51,8 +51,9 @@ def show_page(url: str, customer: str, at: str | None, as_json: bool) -> None:
         output.print_json(version.as_dict())
         return
     until = f"until {output.shown(version.valid_to)}" if version.valid_to else "and still"
-    output.screen.print(f"{version.url}, since {output.shown(version.valid_from)} {until}", soft_wrap=True)
-    click.echo(version.markdown or version.text)
+    url = output.harmless(version.url)
+    output.screen.print(f"{url}, since {output.shown(version.valid_from)} {until}", soft_wrap=True)
+    click.echo(output.harmless(version.markdown or version.text))
 
 
 @pages.command("history")

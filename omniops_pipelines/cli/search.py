@@ -46,26 +46,29 @@ def _show(found: SearchResults) -> None:
 
     from rich.console import Console
 
+    from omniops_pipelines.cli.output import harmless
+
     out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 100)
     if not found.results:
         out.print("Nothing was found.")
     for number, result in enumerate(found, start=1):
         _show_one(out, number, result)
     if found.notice:
-        click.echo(found.notice, err=True)
+        click.echo(harmless(found.notice), err=True)
 
 
 def _show_one(out: Console, number: int, result: SearchResult) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
+    from omniops_pipelines.cli.output import harmless
     from resources.postgres.search import MARK
 
     by = {"both": "words and meaning", "text": "words", "vector": "meaning"}[result.found_by]
-    out.print(Text.assemble((f"{number:>2}. ", "dim"), (result.title or result.url, "bold")))
-    out.print(Padding(Text(result.url, style="blue", overflow="fold"), (0, 0, 0, 4)))
-    snippet = Text(f"{result.heading}: " if result.heading else "", style="italic")
-    for part, words in enumerate(result.snippet.split(MARK)):
+    out.print(Text.assemble((f"{number:>2}. ", "dim"), (harmless(result.title or result.url), "bold")))
+    out.print(Padding(Text(harmless(result.url), style="blue", overflow="fold"), (0, 0, 0, 4)))
+    snippet = Text(harmless(f"{result.heading}: ") if result.heading else "", style="italic")
+    for part, words in enumerate(harmless(result.snippet).split(MARK)):
         snippet.append(words, style="bold yellow not italic" if part % 2 else "not italic")
     out.print(Padding(snippet, (0, 0, 0, 4)))
     out.print(Padding(Text(f"{result.score:.2f} by {by}", style="dim"), (0, 0, 1, 4)))

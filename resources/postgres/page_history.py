@@ -25,7 +25,7 @@ class PageVersion:
     Attributes:
         url: of the page.
         valid_from: since when, by our visits.
-        valid_to: until when; None: it still says so.
+        valid_to: until when (another text, or the page was gone); None: it still says so.
         title: today's title; older ones are not kept.
         text: plain.
         markdown: None where it was not kept.
@@ -47,7 +47,7 @@ _VERSIONS = """
     SELECT p.url, v.valid_from, v.valid_to, p.title, v.text, v.markdown
     FROM scraped_pages AS p
     CROSS JOIN LATERAL (
-        SELECT w.updated_at AS valid_from, NULL::timestamptz AS valid_to, w.text, w.markdown
+        SELECT w.updated_at AS valid_from, p.removed_at AS valid_to, w.text, w.markdown
         FROM website_content AS w WHERE w.page_id = p.id
         UNION ALL
         SELECT o.valid_from, o.valid_to, o.text, o.markdown
@@ -64,7 +64,8 @@ def page_versions(connection: Connection, customer_id: UUID | str, url: str) -> 
         UnknownPage: the customer has no text of such a page.
     """
     rows = connection.execute(
-        text(_VERSIONS + " ORDER BY v.valid_to DESC NULLS FIRST"), {"customer_id": customer_id, "url": url}
+        text(_VERSIONS + " ORDER BY v.valid_from DESC, v.valid_to DESC NULLS FIRST"),
+        {"customer_id": customer_id, "url": url},
     ).all()
     if not rows:
         msg = f"there is no text of {url}: it was not crawled for this customer, or without keeping its text"
@@ -82,5 +83,9 @@ def page_at(connection: Connection, customer_id: UUID | str, url: str, moment: d
     for version in versions:
         if version.valid_from <= moment and (version.valid_to is None or moment < version.valid_to):
             return version
+    gone = versions[0].valid_to
+    if gone is not None and moment >= gone:
+        msg = f"{url} was gone by {moment}: a crawl did not find it any more at {gone}"
+        raise UnknownPage(msg)
     msg = f"nothing is known of what {url} said at {moment}: the oldest version kept is of {versions[-1].valid_from}"
     raise UnknownPage(msg)

@@ -57,3 +57,37 @@ def test_kept_pages_are_read_again(database: Database, omniops: Call) -> None:
     assert "129 euros" in str(database.value("SELECT text FROM website_content"))
     with database.engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM omniops_meta.page_versions")) == 0
+
+
+def test_a_page_cannot_speak_to_the_terminal(database: Database, omniops: Call) -> None:
+    """Crawled text is shown, not obeyed: neither escape sequences nor what looks like markup of our own tables."""
+    make_page(database, "old")
+    make_page(database, "[/bold] 19\x1b[2J\x1b]0;owned\x07 \x9b31m euros [red]only\u202e today")
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE scraped_pages SET title = :title"), {"title": "\x1b[5mPrice[/x]\x9b"})
+        connection.execute(text("SELECT index_website_content(10)"))
+    outputs = [
+        omniops("pages", "show", URL, *OF),
+        omniops("pages", "history", URL, *OF),
+        omniops("search", "euros", *OF, OMNIOPS_EMBEDDINGS="none"),
+        omniops("search", "euros", *OF, "--json", OMNIOPS_EMBEDDINGS="none"),
+    ]
+    for status, out, err in outputs:
+        assert (status, "Traceback" in err) == (0, False), err
+        assert [character for character in out + err if not character.isprintable() and character != "\n"] == []
+    assert all("[/bold] 19" in out for _, out, _ in outputs[:3])
+    # A program gets the text as it is.
+    assert json.loads(outputs[3][1])["results"][0]["title"] == "\x1b[5mPrice[/x]\x9b"
+
+
+def test_a_page_that_is_gone_says_until_when_it_was_there(database: Database, omniops: Call) -> None:
+    make_page(database, "19 euros")
+    make_page(database, "29 euros")
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE scraped_pages SET removed_at = clock_timestamp()"))
+    gone = json.loads(omniops("pages", "history", URL, *OF, "--json")[1])[0]["valid_to"]
+    assert gone is not None
+    status, out, err = omniops("pages", "show", URL, *OF)
+    assert (status, out, "until" in err, "and still" in err) == (0, "# 29 euros\n", True, False)
+    status, out, err = omniops("pages", "show", URL, *OF, "--at", gone)
+    assert (status, out, "was gone" in err) == (1, "", True)
