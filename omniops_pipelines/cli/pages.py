@@ -79,6 +79,27 @@ def history(url: str, customer: str, as_json: bool) -> None:
     output.print_table(("valid_from", "valid_to", "words", "begins"), rows)
 
 
+@pages.command("duplicates")
+@click.option("--customer", default="default", show_default=True, help="Whose pages (slug).")
+@click.option("--domain", help="One site's alone.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+def duplicates(customer: str, domain: str | None, as_json: bool) -> None:
+    """Pages of a site that say nearly the same, in groups: the one that was seen first, then the others."""
+    from omniops_pipelines.cli import output
+    from resources.content.duplicates import near_duplicates
+
+    engine, customer_id = _customer(customer)
+    with engine.connect() as connection:
+        groups = near_duplicates(connection, customer_id, domain)
+    if as_json:
+        output.print_json([group.as_dict() for group in groups])
+    elif groups:
+        rows = [{"group": number, "url": url} for number, group in enumerate(groups, start=1) for url in group.urls]
+        output.print_table(("group", "url"), rows)
+    else:
+        click.echo("No two pages of a site say nearly the same.")
+
+
 @pages.command("reprocess")
 @click.option("--customer", default="default", show_default=True, help="Whose pages (slug).")
 @click.option("--domain", help="One site's alone.")

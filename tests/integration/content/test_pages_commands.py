@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
+from resources.content.fingerprints import fingerprint
 from resources.postgres.page_html import FetchedHtml, keep_html
 from tests.integration.content.test_page_history import URL, make_page
 
@@ -42,6 +43,36 @@ def test_a_page_is_shown_as_it_is_and_as_it_was(database: Database, omniops: Cal
     ):
         status, out, err = omniops("pages", *arguments)
         assert (status > 0, out, words in err, "Traceback" in err) == (True, "", True, False), err
+
+
+def test_pages_that_say_nearly_the_same_are_listed(database: Database, omniops: Call) -> None:
+    customer = make_page(database, "19 euros")
+    assert "No two pages" in omniops("pages", "duplicates", *OF)[1]
+    words = " ".join(f"word{number}" for number in range(400))
+    said = {"one": words, "two": f"{words} more", "three": " ".join(f"other{n}" for n in range(400)), "gone": words}
+    with database.engine.begin() as connection:
+        for domain in ("shop.example", "blog.example"):
+            for name, page in said.items():
+                connection.execute(
+                    text("""INSERT INTO scraped_pages (customer_id, domain, url, simhash, removed_at)
+                            VALUES (:customer, :domain, :url, :simhash, CASE WHEN :gone THEN now() END)"""),
+                    {
+                        "customer": customer,
+                        "domain": domain,
+                        "url": f"https://{domain}/{name}",
+                        "simhash": fingerprint(page).simhash,
+                        "gone": name == "gone",
+                    },
+                )
+    status, out, _ = omniops("pages", "duplicates", *OF, "--json")
+    groups = [
+        {"domain": domain, "urls": [f"https://{domain}/one", f"https://{domain}/two"]}
+        for domain in ("blog.example", "shop.example")
+    ]
+    assert (status, json.loads(out)) == (0, groups)
+    assert json.loads(omniops("pages", "duplicates", *OF, "--domain", "shop.example", "--json")[1]) == groups[1:]
+    assert "https://shop.example/two" in omniops("pages", "duplicates", *OF)[1]
+    assert omniops("pages", "duplicates", "--customer", "nobody")[:2] == (1, "")
 
 
 def test_kept_pages_are_read_again(database: Database, omniops: Call) -> None:
