@@ -73,6 +73,11 @@ def _missing(customer: str | None, domain: str | None, limit: int | None, as_jso
     provider = usable_provider(engine)
     customer_id = _customer(engine, customer)
     with service_connection(engine=engine) as connection:
+        if domain is not None and not store.has_pages(connection, domain, customer_id):
+            msg = (
+                f"there is no page of {domain[:80]!r}: write the host, with the port where it is not the scheme's own"
+            )
+            raise click.BadParameter(msg, param_hint="--domain")
         waiting = store.count_waiting(connection, provider.model, customer_id=customer_id, domain=domain)
     if limit is not None:
         waiting = min(waiting, limit)

@@ -332,6 +332,14 @@ def waiting_pages(
     return [WaitingPage(**row) for row in rows]
 
 
+def has_pages(connection: Connection, domain: str, customer_id: UUID | None = None) -> bool:
+    """Whether any page of a website was ever read, for a customer or for anybody."""
+    query = select(literal(1)).where(scraped_pages.c.domain == domain)
+    if customer_id is not None:
+        query = query.where(scraped_pages.c.customer_id == customer_id)
+    return connection.scalar(query.limit(1)) is not None
+
+
 def count_waiting(
     connection: Connection,
     model: str,

@@ -265,3 +265,10 @@ def test_the_doctor_says_which_model_there_is_how_many_pages_wait_and_what_is_wr
     }  # fmt: skip
     assert not finding(OMNIOPS_EMBEDDINGS="word2vec")["ok"]
     assert len(server.asked) == 1, "the endpoint was asked to embed, and for nothing else"
+
+
+def test_a_website_that_was_never_read_is_named(database: Database, shop: UUID, omniops: Call) -> None:
+    """A mistyped domain is no success with nothing to do."""
+    status, out, err = omniops("embed", "--missing", "--domain", "nowhere.example")
+    assert (status, out, "nowhere.example" in err) == (2, "", True)
+    assert vectors(database) == 0
