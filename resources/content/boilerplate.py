@@ -158,9 +158,7 @@ def repeated_blocks(blocks: list[Block], known: frozenset[int], places: dict[Ele
     units: dict[Element, list[int]] = {}
     tables: dict[Element, bool] = {}
     for index, block in enumerate(blocks):
-        unit = data_table_of(block.container, tables)
-        if unit is None:
-            unit = next((element for element in block.container.ancestors() if element.tag == "dl"), None)
+        unit = data_table_of(block, tables) or block.around.definitions
         if unit is not None:
             units.setdefault(unit, []).append(index)
     for members in units.values():

@@ -128,21 +128,85 @@ def _collect(element: Element, parts: list[str]) -> None:
                 parts.append(" ")
 
 
+class Surroundings:
+    """What a block stands in, as far as that says how it is shown. Blocks next to each other share one of these.
+
+    Attributes:
+        table: The innermost table.
+        cell: The innermost cell of that table; None for a caption.
+        definitions: The innermost ``dl``.
+        pre: The outermost ``pre``.
+        items: Items of lists, from outside to inside.
+        heading: Tag of the innermost heading; empty for none.
+        kind: The innermost of ``dt``, ``dd``, ``summary``; empty for none.
+        quotes: How many quotations.
+    """
+
+    __slots__ = ("cell", "definitions", "heading", "items", "kind", "pre", "quotes", "table")
+
+    def __init__(self, outer: Surroundings | None = None) -> None:
+        self.table: Element | None = outer.table if outer else None
+        self.cell: Element | None = outer.cell if outer else None
+        self.definitions: Element | None = outer.definitions if outer else None
+        self.pre: Element | None = outer.pre if outer else None
+        self.items: tuple[Element, ...] = outer.items if outer else ()
+        self.heading: str = outer.heading if outer else ""
+        self.kind: str = outer.kind if outer else ""
+        self.quotes: int = outer.quotes if outer else 0
+
+    def inside(self, element: Element) -> Surroundings:
+        """Give what stands in this element, which stands here."""
+        tag = element.tag
+        if tag not in _SURROUND:
+            return self
+        inner = Surroundings(self)
+        if tag == "li":
+            inner.items = (*self.items, element)
+        elif tag in HEADINGS:
+            inner.heading = tag
+        elif tag in ("td", "th"):
+            inner.cell = element
+        elif tag == "table":
+            inner.table, inner.cell = element, None
+        elif tag == "pre":
+            inner.pre = self.pre or element
+        elif tag == "blockquote":
+            inner.quotes += 1
+        elif tag == "dl":
+            inner.definitions = element
+        else:
+            inner.kind = tag
+        return inner
+
+
+_SURROUND: Final = HEADINGS | {"table", "td", "th", "dl", "dt", "dd", "summary", "li", "blockquote", "pre"}
+
+
 class Block:
     """Text that stands together: a paragraph, a heading, an item, a cell.
 
     Attributes:
         container: The element whose block it is.
+        around: What that stands in.
         nodes: Its inline content, texts and elements, in order.
         text: What it says; whitespace folded, but a line break where the page has one (in ``pre``: all of them).
         size: Letters and digits of the text, roughly: characters without spaces.
         linked: How many of them stand in links.
     """
 
-    __slots__ = ("container", "linked", "nodes", "size", "text")
+    __slots__ = ("around", "container", "linked", "nodes", "size", "text")
 
-    def __init__(self, container: Element, nodes: list[Element | str], text: str, size: int, linked: int) -> None:
+    def __init__(
+        self,
+        container: Element,
+        around: Surroundings,
+        nodes: list[Element | str],
+        text: str,
+        size: int,
+        linked: int,
+    ) -> None:
         self.container = container
+        self.around = around
         self.nodes = nodes
         self.text = text
         self.size = size
@@ -200,9 +264,10 @@ def read_document(text: str, on_first: Callable[[LexborHTMLParser], None] | None
     root = Element("html", "", None)
     htmls: list[str] = []
     truncated = False
-    deadline = time.monotonic() + PAGE_SECONDS
+    # CPU time: a machine that has no time for us does not make a page shorter.
+    until = time.thread_time() + PAGE_SECONDS
     for number, piece in enumerate([piece for piece in pieces(without_scripts(text)) if piece] or [""]):
-        if number and time.monotonic() > deadline:
+        if number and time.thread_time() > until:
             truncated = True
             break
         tree = LexborHTMLParser(without_formatting(piece))
@@ -267,18 +332,18 @@ _SPACES: Final = re.compile(r"[^\S\n]*\n\s*|[^\S\n]+")
 def blocks_of(root: Element) -> list[Block]:
     """Give the blocks of text below an element, in the page's order."""
     blocks: list[Block] = []
-    _walk(root, root, blocks, linked=False)
+    _walk(root, Surroundings(), blocks, linked=False)
     return blocks
 
 
-def _walk(element: Element, container: Element, blocks: list[Block], *, linked: bool) -> None:
+def _walk(container: Element, around: Surroundings, blocks: list[Block], *, linked: bool) -> None:
     run: list[Element | str] = []
     breaks = 0
-    for child in element.children:
+    for child in container.children:
         if isinstance(child, str):
             if breaks and not child.isspace():
                 if breaks > 1 and run:
-                    _flush(container, run, blocks, linked)
+                    _flush(container, around, run, blocks, linked)
                     run = []
                 breaks = 0
             run.append(child)
@@ -289,25 +354,27 @@ def _walk(element: Element, container: Element, blocks: list[Block], *, linked: 
             run.append(child)
         elif tag == "hr":
             if run:
-                _flush(container, run, blocks, linked)
+                _flush(container, around, run, blocks, linked)
                 run = []
         elif child.has_block or tag in BLOCK_TAGS:
             if run:
-                _flush(container, run, blocks, linked)
+                _flush(container, around, run, blocks, linked)
                 run = []
             breaks = 0
-            _walk(child, child, blocks, linked=linked or tag == "a")
+            _walk(child, around.inside(child), blocks, linked=linked or tag == "a")
         else:
             if breaks > 1 and run:
-                _flush(container, run, blocks, linked)
+                _flush(container, around, run, blocks, linked)
                 run = []
             breaks = 0
             run.append(child)
     if run:
-        _flush(container, run, blocks, linked)
+        _flush(container, around, run, blocks, linked)
 
 
-def _flush(container: Element, run: list[Element | str], blocks: list[Block], all_linked: bool) -> None:
+def _flush(
+    container: Element, around: Surroundings, run: list[Element | str], blocks: list[Block], all_linked: bool
+) -> None:
     parts: list[str] = []
     linked = _inline(run, parts)
     raw = unescape("".join(parts))
@@ -323,7 +390,7 @@ def _flush(container: Element, run: list[Element | str], blocks: list[Block], al
         text = text.removesuffix("¶").rstrip()  # the link to itself that documentation tools add
     if text:
         size = len(text) - text.count(" ")
-        blocks.append(Block(container, run, text, size, size if all_linked else min(linked, size)))
+        blocks.append(Block(container, around, run, text, size, size if all_linked else min(linked, size)))
 
 
 def _inline(nodes: list[Element | str], parts: list[str]) -> int:

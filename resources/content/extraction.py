@@ -58,6 +58,8 @@ class Extracted:
     """Why it is the fallback; None for the other methods."""
     cleaned: int = 0
     """Characters that were removed or replaced, since they cannot be stored or were not of their charset."""
+    truncated: bool = False
+    """It took too much work to read it, and only its beginning was read."""
 
 
 class _Read:
@@ -205,4 +207,5 @@ def _extracted(read: _Read, url: str, blocks: list[Block], method: str, reason: 
         method=method,
         fallback_reason=reason,
         cleaned=read.cleaned,
+        truncated=read.document.truncated,
     )

@@ -17,6 +17,8 @@ from resources.content.dom import HEADINGS, Element
 from resources.content.regions import furniture_of, named_as_furniture
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resources.content.dom import Block, Document
     from resources.content.metadata import Metadata
 
@@ -102,7 +104,7 @@ def _worth(block: Block) -> float:
 _depth: Final = attrgetter("depth")
 
 
-def _totals(blocks: list[Block]) -> dict[Element, _Totals]:
+def _totals(blocks: list[Block], *, with_worth: bool = False) -> dict[Element, _Totals]:
     totals: dict[Element, _Totals] = {}
     for block in blocks:
         total = totals.get(block.container)
@@ -114,7 +116,8 @@ def _totals(blocks: list[Block]) -> dict[Element, _Totals]:
                 above = above.parent
         total.size += block.size
         total.linked += block.linked
-        total.worth += _worth(block)
+        if with_worth:
+            total.worth += _worth(block)
     for element in sorted(totals, key=_depth, reverse=True):
         if element.parent is not None:
             total, above_total = totals[element], totals[element.parent]
@@ -124,29 +127,28 @@ def _totals(blocks: list[Block]) -> dict[Element, _Totals]:
     return totals
 
 
-class _Tree:
-    """Answers "does it stand in one of these?" for many blocks, each element once."""
+class _Within:
+    """Answers "does it stand in this, and in nothing barred between?" for many blocks, each element once.
 
-    __slots__ = ("known", "marked")
+    Args:
+        top: What they shall stand in; None for the page.
+        barred: Asked of elements below it.
+    """
 
-    def __init__(self, marked: set[Element]) -> None:
-        self.marked = marked
-        self.known: dict[Element, bool] = {}
+    __slots__ = ("barred", "known")
+
+    def __init__(self, top: Element | None, barred: Callable[[Element], bool]) -> None:
+        self.barred = barred
+        self.known: dict[Element | None, bool] = {top: True}
 
     def holds(self, element: Element | None) -> bool:
         path: list[Element] = []
-        found = False
-        while element is not None:
-            if element in self.known:
-                found = self.known[element]
-                break
+        while element is not None and element not in self.known:
             path.append(element)
-            if element in self.marked:
-                found = True
-                break
             element = element.parent
-        for passed in path:
-            self.known[passed] = found
+        found = self.known.get(element, False)
+        for passed in reversed(path):
+            found = self.known[passed] = found and not self.barred(passed)
         return found
 
 
@@ -187,8 +189,8 @@ def choose_blocks(
         total = everything.get(element)
         return total is not None and total.size - total.linked > enough
 
-    furniture = _Tree(furniture_of(document, is_large))
-    candidates = [block for block in blocks if not furniture.holds(block.container)]
+    content = _Within(None, furniture_of(document, is_large).__contains__)
+    candidates = [block for block in blocks if content.holds(block.container)]
     if boilerplate:
         # After the furniture is gone, so that "In stock" is not one with the button below it.
         gone = repeated_blocks(candidates, boilerplate, {})
@@ -204,7 +206,7 @@ def choose_blocks(
 
 
 def _article(candidates: list[Block]) -> list[Block]:
-    totals = _totals(candidates)
+    totals = _totals(candidates, with_worth=True)
     if not totals:
         return []
     best = max(totals, key=lambda element: (totals[element].worth, element.depth))
@@ -219,33 +221,20 @@ def _article(candidates: list[Block]) -> list[Block]:
             break
         best = inner[0]
     enough = _LARGE * totals[best].size
-    verdicts: dict[Element, bool] = {}
 
     def is_beside(element: Element) -> bool:
-        verdict = verdicts.get(element)
-        if verdict is None:
-            total = totals[element]
-            verdict = verdicts[element] = total.size < enough and (
-                element.tag in _NOT_OF_ARTICLES
-                or (total.linked > _LINKED * total.size and element.tag not in HEADINGS)
-                or (
-                    element.raw != ""
-                    and named_as_furniture(f"{element.get('class')} {element.get('id')}", in_article=True)
-                )
+        total = totals[element]
+        return total.size < enough and (
+            element.tag in _NOT_OF_ARTICLES
+            or (total.linked > _LINKED * total.size and element.tag not in HEADINGS)
+            or (
+                element.raw != ""
+                and named_as_furniture(f"{element.get('class')} {element.get('id')}", in_article=True)
             )
-        return verdict
+        )
 
-    kept: list[Block] = []
-    for block in candidates:
-        beside = inside = False
-        for element in block.container.ancestors():
-            if element is best:
-                inside = True
-                break
-            beside = beside or is_beside(element)
-        if inside and not beside and block.linked < 0.8 * block.size:
-            kept.append(block)
-    return kept
+    article = _Within(best, is_beside)
+    return [b for b in candidates if b.linked < 0.8 * b.size and article.holds(b.container)]
 
 
 # ------------------------------------------------------------------------------------------ other pages
@@ -274,35 +263,25 @@ def _page(candidates: list[Block]) -> list[Block]:
     """Give all of a page's candidates but lists of links that lead away from it."""
     totals = _totals(candidates)
     main = _main_element(totals)
-    elsewhere = _Tree(_leading_elsewhere(candidates, totals))
-    verdicts: dict[Element, bool] = {}
+    here = _Within(None, _leading_elsewhere(candidates, totals).__contains__)
 
     def is_menu(element: Element) -> bool:
         """Tell a list of nothing but links: a menu that is not called one."""
-        verdict = verdicts.get(element)
-        if verdict is None:
-            total = totals[element]
-            verdict = verdicts[element] = (
-                element.tag in ("ul", "ol", "div", "p", "td")
-                and total.linked > 0.85 * total.size
-                and total.size < 2_000
-            )
-        return verdict
+        total = totals[element]
+        return (
+            main is None
+            and element.tag in ("ul", "ol", "div", "p", "td")
+            and total.linked > 0.85 * total.size
+            and total.size < 2_000
+        )
 
-    kept: list[Block] = []
-    for block in candidates:
-        if elsewhere.holds(block.container):
-            continue
-        inside = main is None
-        menu = False
-        for element in block.container.ancestors():
-            if element is main:
-                inside = True
-                break
-            menu = menu or (main is None and is_menu(element))
-        if inside and (not menu or block.container.tag in HEADINGS):
-            kept.append(block)
-    return kept
+    content = _Within(main, is_menu)
+    return [
+        block
+        for block in candidates
+        if here.holds(block.container)
+        and (content.holds(block.container) or (main is None and block.container.tag in HEADINGS))
+    ]
 
 
 def _leading_elsewhere(candidates: list[Block], totals: dict[Element, _Totals]) -> set[Element]:

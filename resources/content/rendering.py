@@ -31,26 +31,20 @@ _MAX_CELL: Final = 2_000
 _MAX_CELLS: Final = 60
 
 
-def data_table_of(container: Element, tables: dict[Element, bool]) -> Element | None:
+def data_table_of(block: Block, tables: dict[Element, bool]) -> Element | None:
     """Give the table that a block is a cell of; None if there is none, or it is only for layout.
 
     Args:
-        container: The block's.
+        block: The block.
         tables: What was already found of tables; it is added to.
     """
-    cell: Element | None = None
-    for element in container.ancestors():
-        tag = element.tag
-        if tag in _CELLS and cell is None:
-            cell = element
-        elif tag == "table":
-            if cell is None:
-                return None  # a caption
-            known = tables.get(element)
-            if known is None:
-                known = tables[element] = _is_data(element)
-            return element if known else None
-    return None
+    table = block.around.table
+    if table is None or block.around.cell is None:
+        return None
+    known = tables.get(table)
+    if known is None:
+        known = tables[table] = _is_data(table)
+    return table if known else None
 
 
 def _is_data(table: Element) -> bool:
@@ -96,7 +90,7 @@ def _runs(blocks: Sequence[Block]) -> list[_Run]:
     tables: dict[Element, bool] = {}
     runs: list[_Run] = []
     for block in blocks:
-        table = data_table_of(block.container, tables)
+        table = data_table_of(block, tables)
         if table is None or not runs or runs[-1].table is not table:
             runs.append(_Run(table))
         runs[-1].blocks.append(block)
@@ -221,32 +215,15 @@ class _Markdown:
         self.out.append(text)
 
     def block(self, block: Block) -> None:
-        container = block.container
-        heading: str | None = None
-        pre: Element | None = None
-        items: list[Element] = []
-        quotes = 0
-        kind = ""
-        for element in container.ancestors():
-            tag = element.tag
-            if tag in HEADINGS and heading is None:
-                heading = tag
-            elif tag == "pre":
-                pre = element
-            elif tag == "li":
-                items.append(element)
-            elif tag == "blockquote":
-                quotes += 1
-            elif tag in ("dt", "dd", "summary") and not kind:
-                kind = tag
-        items.reverse()
-        if pre is not None:
-            language = _code_language(pre)
+        around = block.around
+        kind = around.kind
+        if around.pre is not None:
+            language = _code_language(around.pre)
             fence = "````" if "```" in block.text else "```"
             text = f"{fence}{language}\n{block.text}\n{fence}"
-        elif heading is not None:
+        elif around.heading:
             text = (
-                "#" * int(heading[1])
+                "#" * int(around.heading[1])
                 + " "
                 + self.folded(block, plain=True).replace("\n", " ").removesuffix("¶").rstrip()
             )
@@ -256,11 +233,11 @@ class _Markdown:
                 text = _around(text.replace("**", "").replace("\n", " "), "**", "**")
             elif kind == "dd":
                 text = ": " + text.replace("\n", "\n  ")
-            elif (not items and text[:1] in ("#", ">")) or text[:2] in ("- ", "+ "):
+            elif (not around.items and text[:1] in ("#", ">")) or text[:2] in ("- ", "+ "):
                 text = "\\" + text
-        self.place(text, items, quotes, tight=kind == "dd")
+        self.place(text, around.items, around.quotes, tight=kind == "dd")
 
-    def place(self, text: str, items: list[Element], quotes: int, *, tight: bool = False) -> None:
+    def place(self, text: str, items: Sequence[Element], quotes: int, *, tight: bool = False) -> None:
         """Add a block, indented as its list items say."""
         item = items[-1] if items else None
         if item is not None:

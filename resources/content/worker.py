@@ -91,6 +91,7 @@ def _visible(body: bytes, url: str, content_type: str | None, charset: str | Non
         markdown=page.text,
         word_count=len(page.text.split()),
         cleaned=page.cleaned,
+        truncated=page.truncated,
     )
 
 

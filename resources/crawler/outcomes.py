@@ -129,6 +129,8 @@ class PageOutcomes:
             outcome = self._kept(task, url, fetched, page, self._rules.ours(page))
         outcome.processing_time_ms = fetched.elapsed_ms + round(parse_seconds * 1000)
         outcome.repairs = repairs
+        if page.truncated:
+            outcome.error_message = "only the links of its beginning were read: it takes too much work to read it all"
         return [outcome], links
 
     async def _parse(self, url: str, fetched: Fetched) -> Page:
@@ -138,7 +140,9 @@ class PageOutcomes:
             url,
             fetched.content_type,
             fetched.charset,
-            with_text=self._plan.keep_text,
+            # What it says is read in another process: here it is only told from what it was.
+            with_text=False,
+            hash_texts=self._plan.keep_text,
             respect_nofollow=robots,
             robots_header=fetched.headers.get("X-Robots-Tag") if robots else None,
         )
@@ -179,8 +183,8 @@ class PageOutcomes:
             last_modified=usable_date(fetched.headers.get("Last-Modified")),
             source_hash=source,
             content_hash=page.content_hash,
-            text=page.text if keep_text else None,
-            word_count=page.text.count(" ") + page.text.count("\n") + 1 if page.text else 0,
+            text=None,
+            word_count=0,
             links=pack_links(links),
             html=FetchedHtml(url, fetched.body, fetched.content_type, fetched.charset) if keep_text else None,
         )

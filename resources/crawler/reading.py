@@ -65,6 +65,8 @@ def complete(outcome: FinishedUrl, page: ReadPage) -> None:
     outcome.repairs += extracted.cleaned
     if page.failure is not None:
         outcome.error_message = f"its main text could not be told ({page.failure}): all that is visible is kept"
+    elif extracted.truncated:
+        outcome.error_message = "only the text of its beginning is kept: it takes too much work to read it all"
 
 
 @dataclass(slots=True)
