@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from resources.settings import PROJECT_ROOT
 from tests.acceptance.program import wait_until
 from tests.acceptance.ui import serve_ui
 from tests.support.site import serve_site
@@ -83,9 +84,24 @@ def statuses(database: Database) -> Counter[object]:
         "SELECT status, count(*) AS n FROM scrape_jobs GROUP BY status")})  # type: ignore[misc]  # fmt: skip
 
 
+@pytest.fixture
+def impatient(program: Program, home: Path) -> Program:
+    """The program on an instance like its own, on which a run that does not start is given up after one minute."""
+    folder = home.parent / "dagster-home"
+    folder.mkdir()
+    config = (PROJECT_ROOT / "omniops_pipelines" / "dagster.yaml").read_text()
+    for theirs, ours in (("start_timeout_seconds: 180", "start_timeout_seconds: 60"),
+                         ("poll_interval_seconds: 30", "poll_interval_seconds: 10")):  # fmt: skip
+        assert config.count(theirs) == 1
+        config = config.replace(theirs, ours)
+    (folder / "dagster.yaml").write_text(config)
+    program.environment["DAGSTER_HOME"] = str(folder)
+    return program
+
+
 @pytest.mark.timeout(900)
 def test_queued_rows_become_jobs_exactly_once_though_the_daemon_is_killed(
-    program: Program, database: Database, tmp_path: Path
+    impatient: Program, database: Database, tmp_path: Path
 ) -> None:
     with serve_site(*HOSTS[1:]) as site:
         urls = {}
@@ -103,7 +119,7 @@ def test_queued_rows_become_jobs_exactly_once_though_the_daemon_is_killed(
         for job_id, config in bad.items():
             queue(database, job_id, config)
 
-        with serve_ui(program, tmp_path / "first.log") as ui:
+        with serve_ui(impatient, tmp_path / "first.log") as ui:
             wait_until(lambda: statuses(database)["completed"] >= DONE, 300, "the first jobs")
             for job_id in late:
                 queue(database, job_id, {"urls": [urls[job_id]], "allow_private": True})
@@ -112,7 +128,7 @@ def test_queued_rows_become_jobs_exactly_once_though_the_daemon_is_killed(
         assert DONE <= before["completed"] < len(early), before
         assert before["queued"] >= UNSEEN, before
 
-        with serve_ui(program, tmp_path / "second.log"):
+        with serve_ui(impatient, tmp_path / "second.log"):
             wait_until(lambda: statuses(database)["completed"] >= JOBS, 600, "all jobs")
             wait_until(lambda: statuses(database) == {"completed": JOBS, "failed": 3}, 60, "the bad ones")
             # Time for whatever would be started a second time.
