@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from resources.content.boilerplate import repeated_blocks
 from resources.content.dom import HEADINGS, Element
-from resources.content.regions import furniture_of, named_as_furniture
+from resources.content.regions import furniture_of, leads_elsewhere, named_as_furniture, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,21 +48,6 @@ _OTHER_KINDS: Final = frozenset(
     {"product", "faqpage", "qapage", "discussionforumposting", "contactpage", "collectionpage", "localbusiness",
      "itemlist", "store", "restaurant", "techarticle", "howto", "event", "jobposting", "softwareapplication"}
 )  # fmt: skip
-# Headings of what leads elsewhere.
-_ELSEWHERE: Final = re.compile(
-    r"(?:related|similar|recommended|recently viewed|you (?:may|might) also|customers also|people also|more from"
-    r"|more like this|read (?:next|more|also)|share (?:this|on)|follow us|stay in touch|newsletter|subscribe|sign up"
-    r"|popular (?:posts|articles|products)|most read|trending|latest (?:posts|news)|recent posts|navigation"
-    r"|table of contents"
-    r"|on this page|ähnliche|verwandte|das könnte|zuletzt angesehen|kunden (?:kauften|haben)|auch interessant|teilen"
-    r"|weitere (?:artikel|produkte|beiträge)|folgen sie|folge uns|vous aimerez|produits similaires"
-    r"|articles (?:liés|similaires)"
-    r"|à lire aussi|partager|suivez-nous|productos relacionados|también te|artículos relacionados|compartir|síguenos"
-    r"|prodotti correlati|potrebbe(?:ro)? (?:interessarti|piacerti)|condividi|gerelateerd"
-    r"|anderen bekeken|misschien|delen"
-    r"|produtos relacionados|veja também|leia (?:também|mais)|похожие|читайте также|関連)",
-    re.IGNORECASE,
-).match
 _MARKUP: Final = re.compile(r"<[a-z]+ [a-z-]+=[\"']", re.IGNORECASE).match
 
 
@@ -227,10 +212,7 @@ def _article(candidates: list[Block]) -> list[Block]:
         return total.size < enough and (
             element.tag in _NOT_OF_ARTICLES
             or (total.linked > _LINKED * total.size and element.tag not in HEADINGS)
-            or (
-                element.raw != ""
-                and named_as_furniture(f"{element.get('class')} {element.get('id')}", in_article=True)
-            )
+            or (element.raw != "" and named_as_furniture(names_of(element), in_article=True))
         )
 
     article = _Within(best, is_beside)
@@ -289,7 +271,7 @@ def _leading_elsewhere(candidates: list[Block], totals: dict[Element, _Totals]) 
     whole = max((total.size for total in totals.values()), default=0)
     found: set[Element] = set()
     for block in candidates:
-        if block.size > 60 or block.container.tag not in HEADINGS or not _ELSEWHERE(block.text):
+        if block.size > 60 or block.container.tag not in HEADINGS or not leads_elsewhere(block.text):
             continue
         heading = block.container
         # What holds the heading first, and little else of the page, goes as a whole.

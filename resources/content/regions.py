@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from resources.content.dom import Document, Element
 
-__all__ = ["furniture_of"]
+__all__ = ["furniture_of", "leads_elsewhere", "named_as_furniture", "names_of"]
 
 _LANDMARKS: Final = """
     navigation banner contentinfo search dialog alertdialog menu menubar toolbar complementary tooltip
@@ -47,6 +47,56 @@ _CONTROLLED: Final = re.compile(r"aria-controls=\"([^\"]*+)\"").findall
 _UNFOLDS: Final = re.compile(
     r"accordion|collaps|panel|answer|tab|faq|toggle|expand|detail|content|spoiler", re.IGNORECASE
 ).search
+
+
+leads_elsewhere: Final = re.compile(
+    r"(?:related|similar|recommended|recently viewed|you (?:may|might) also|customers also|people also|more from"
+    r"|more like this|read (?:next|more|also)|share (?:this|on)|follow us|stay in touch|newsletter|subscribe|sign up"
+    r"|popular (?:posts|articles|products)|most read|trending|latest (?:posts|news)|recent posts|navigation"
+    r"|table of contents"
+    r"|on this page|ähnliche|verwandte|das könnte|zuletzt angesehen|kunden (?:kauften|haben)|auch interessant|teilen"
+    r"|weitere (?:artikel|produkte|beiträge)|folgen sie|folge uns|vous aimerez|produits similaires"
+    r"|articles (?:liés|similaires)"
+    r"|à lire aussi|partager|suivez-nous|productos relacionados|también te|artículos relacionados|compartir|síguenos"
+    r"|prodotti correlati|potrebbe(?:ro)? (?:interessarti|piacerti)|condividi|gerelateerd"
+    r"|anderen bekeken|misschien|delen"
+    r"|produtos relacionados|veja também|leia (?:também|mais)|похожие|читайте также|関連)",
+    re.IGNORECASE,
+).match
+"""Whether this is the heading of what leads elsewhere."""
+_LETTERS: Final = re.compile(r"[^\W_]+").findall
+
+
+def names_of(element: Element) -> str:
+    """Give an element's classes and its id.
+
+    An id that only repeats the heading of its section, as documentation tools make it, says nothing of what the
+    section is for: `source-code-encoding` is no source of a picture. One word may be either.
+    """
+    own = element.get("id")
+    words = _LETTERS(own.lower())
+    if len(words) > 1 and (heading := _first_heading(element)) is not None:
+        text = heading.words().removesuffix("¶").strip()
+        said = _LETTERS(text.lower())
+        number = said[: -len(words)]
+        if said[-len(words) :] == words and all(map(str.isdigit, number)) and not leads_elsewhere(text):
+            own = ""
+    return f"{element.get('class')} {own}"
+
+
+def _first_heading(element: Element) -> Element | None:
+    """Give the element itself, or the first of its children that says something, if that is a heading."""
+    if element.tag in HEADINGS:
+        return element
+    for child in element.children:
+        if isinstance(child, str):
+            if not child.isspace():
+                return None
+        elif child.tag in HEADINGS:
+            return child
+        elif child.children:  # an empty one is the target of a link
+            return None
+    return None
 
 
 @lru_cache(maxsize=20_000)
@@ -123,5 +173,5 @@ def _is_furniture(element: Element, unfolded: frozenset[str]) -> bool:  # noqa: 
     if tag in _NEVER or (tag not in BLOCK_TAGS and tag != "span"):
         return False
     if "class=" in raw or "id=" in raw:
-        return named_as_furniture(f"{element.get('class')} {element.get('id')}")
+        return named_as_furniture(names_of(element))
     return False

@@ -187,6 +187,24 @@ def test_a_heading_loses_the_link_to_itself() -> None:
     assert page.markdown == "## Options\n\nNone of them."
 
 
+@pytest.mark.parametrize(
+    ("heading", "section", "kept"),
+    [
+        ("2.2.1. Source Code Encoding¶", "source-code-encoding", True),
+        ("Editing and navigation", "editing-and-navigation", True),
+        ("Related products", "related-products", False),
+        ("Who we are", "cookie-consent", False),
+    ],
+)
+def test_a_section_that_is_named_by_its_heading_is_no_furniture(heading: str, section: str, kept: bool) -> None:
+    page = f"""<html><body><main><h1>Manual</h1><p>{"The manual says much about this. " * 10}</p>
+        <p>{"And it says more about that. " * 10}</p>
+        <section id="{section}"><span id="x"></span><h2>{heading}</h2>
+        <p>{"Files are in UTF-8 unless they say otherwise. " * 8}</p></section>
+        <table><tr><th>a</th><td>b</td></tr></table></main></body></html>"""
+    assert ("Files are in UTF-8" in extract(page, URL).text) is kept
+
+
 def test_json_ld_gives_the_date_and_the_kind() -> None:
     graph = '[{"@type":"WebPage"},{"@type":"NewsArticle","datePublished":"2020-02-03"}]'
     html = f'<script type="application/ld+json">{{"@graph":{graph}}}</script><p>x</p>'
