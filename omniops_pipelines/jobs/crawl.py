@@ -6,7 +6,6 @@ kept is `resources.postgres`'s; here they meet Dagster: configuration, progress,
 Annotations are evaluated here (no `from __future__ import annotations`): Dagster reads the ops' own.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from omniops_pipelines.job_summary import summarise
 from omniops_pipelines.jobs.embedding import embed_pages
 from omniops_pipelines.jobs.executor import crawl_executor
 from omniops_pipelines.jobs.job_record import JobRecord
+from resources.awaited_thread import AwaitedThread
 from resources.content.search_cache import forget_searches
 from resources.crawler import completion, crawl_order
 from resources.crawler.crawl import Crawl
@@ -590,15 +590,15 @@ def _run_interruptibly(crawl: Crawl, on_interrupt: str, tick: Callable[[], objec
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             ended.append(error)
 
-    thread = threading.Thread(target=work, name="crawl", daemon=True)
-    thread.start()
+    thread = AwaitedThread(work, "crawl")
     try:
-        while thread.is_alive():
-            thread.join(0.2)
+        thread.start()
+        while not thread.wait(0.2):
             tick()
+        tick()
     except BaseException:
         crawl.stop(on_interrupt)
-        thread.join(_STOP_SECONDS)
+        thread.wait(_STOP_SECONDS)
         raise
     result = ended[0]
     if isinstance(result, BaseException):

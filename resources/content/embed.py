@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from resources.awaited_thread import AwaitedThread
 from resources.content.chunks import Chunk, chunk_page
 from resources.content.embeddings import (
     BudgetSpent,
@@ -331,16 +332,17 @@ def in_a_thread(
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             ended.append(error)
 
-    thread = threading.Thread(target=run, name="embed", daemon=True)
-    thread.start()
+    thread = AwaitedThread(run, "embed")
     try:
-        while thread.is_alive():
-            thread.join(0.2)
+        thread.start()
+        over = False
+        while not over:
+            over = thread.wait(0.2)
             if newest:
                 report(newest[0])
     except BaseException:
         stop.set()
-        thread.join(_STOP_SECONDS)
+        thread.wait(_STOP_SECONDS)
         raise
     result = ended[0]
     if isinstance(result, BaseException):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
+from resources.awaited_thread import AwaitedThread
 from resources.postgres.connection import DatabaseUnreachable
 from resources.postgres.queue_async import AsyncConnections, AsyncHeartbeat, AsyncRunner, plain_url
 from resources.postgres.queue_core import (
@@ -287,29 +288,22 @@ class QueueWorker:
 
         with Heartbeat(engine, self._settings) as heartbeat:
             threads = [
-                threading.Thread(target=slot, args=(number,), name=f"omniops-queue-{number}", daemon=True)
-                for number in range(self._concurrency)
+                AwaitedThread(slot, f"omniops-queue-{number}", (number,)) for number in range(self._concurrency)
             ]
             if not until_idle:
                 url = plain_url(engine.url.render_as_string(hide_password=False))
-                threads.append(
-                    threading.Thread(
-                        target=_listen, args=(url, bell, board), name="omniops-queue-listen", daemon=True
-                    )
-                )
+                threads.append(AwaitedThread(_listen, "omniops-queue-listen", (url, bell, board)))
             for thread in threads:
                 thread.start()
             try:
-                while any(thread.is_alive() for thread in threads):
-                    for thread in threads:
-                        thread.join(0.2)
+                while not all(thread.wait(0.2) for thread in threads):
                     if board.stopped():
                         bell.ring()
             except BaseException:
                 ended.set()
                 bell.ring()
                 for thread in threads:
-                    thread.join()
+                    thread.wait()
                 raise
         if errors and not (stop.is_set() and isinstance(errors[0], DatabaseUnreachable)):
             raise errors[0]
