@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class DatabaseTime:
     """The waits of an engine's connections, by kinds of statement. For one thread.
 
+    A wait is of the kind of the statement that was sent last: in a pipeline, that is what it waits for last.
+
     Args:
         engine: that has no connection yet.
         kinds: text that stands in a statement → its kind. What has none of them is of the kind `other`.
@@ -33,7 +35,6 @@ class DatabaseTime:
         self._kinds = kinds
         self._kind = "other"
         self.milliseconds: dict[str, float] = defaultdict(float)
-        self.waits = 0
         ours = self
 
         class Cursor(psycopg.Cursor[Any]):
@@ -45,10 +46,6 @@ class DatabaseTime:
             def wait(self, *arguments: Any, **named: Any) -> Any:
                 return ours.waited(super().wait, *arguments, **named)
 
-            def commit(self) -> None:
-                ours.begins("COMMIT")
-                super().commit()
-
         @event.listens_for(engine, "do_connect")
         def connect(_dialect: Any, _record: Any, arguments: list[Any], named: dict[str, Any]) -> Any:
             return Connection.connect(*arguments, **named, cursor_factory=Cursor)
@@ -56,7 +53,6 @@ class DatabaseTime:
     def clear(self) -> None:
         """Begin at zero."""
         self.milliseconds.clear()
-        self.waits = 0
 
     def total(self) -> float:
         """Milliseconds since `clear`."""
@@ -71,4 +67,3 @@ class DatabaseTime:
             return wait(*arguments, **named)
         finally:
             self.milliseconds[self._kind] += (time.perf_counter() - started) * 1_000
-            self.waits += 1

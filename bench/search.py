@@ -17,8 +17,11 @@ other questions before. Two times are measured of each search:
 - `database`: of that, the waits for the database (`bench/database_time.py`): every statement from before it is sent
   until its whole result is there, with the pool's ping, BEGIN, role and claims under row-level security, and COMMIT.
   It holds the way through the socket and the time until this process is run again; what is left out is the client's
-  own work alone. This is what `wanted` is about. It is also given by parts: `nearest`, `words`, `shown` (passages and
-  their marks), `other`; `waits` is how many times a search waits.
+  own work alone. This is what `wanted` is about. It is also given by parts, each with the BEGIN or COMMIT that is
+  sent with it: `count` (of the customer's vectors), `arms` (the nearest pieces and the words, which are waited for
+  together), `shown` (passages and their marks), `other` (pings).
+
+`nearest` and `words` are each of the arms alone, in a transaction of its own.
 
 The nearest ten pages that the vectors find are compared with the exact nearest ten, computed as the owner without any
 index. A loop of plain Python (`bench/measure.py`) says how fast the machine is that day.
@@ -50,7 +53,7 @@ from resources.postgres.connection import dispose_engines, engine_for
 from resources.postgres.content import index_waiting_content
 from resources.postgres.migrate import migrate
 from resources.postgres.models import EMBEDDED_MODEL, EMBEDDING_DIMENSIONS
-from resources.postgres.tenancy import tenant_connection
+from resources.postgres.tenancy import tenant_pipeline
 from resources.services import acquire
 from resources.settings import Settings
 
@@ -72,7 +75,7 @@ _SYLLABLES = [f"{a}{b}" for a in "bdfgklmnprst" for b in "aeiou"]
 _WORDS = [f"{first}{second}{end}" for end in ("rel", "mon", "dex", "los", "wick", "tan") for first in _SYLLABLES
           for second in _SYLLABLES]  # fmt: skip
 # Text of a statement → part of the search.
-_PARTS = {"<=>": "nearest", "search_pages": "words", "ts_headline": "shown"}
+_PARTS = {"reltuples": "count", "search_pages": "arms", "ts_headline": "shown"}
 # Shares of the tenants that have more than the others.
 _LAYOUTS: dict[str, tuple[float, ...]] = {"even": (), "skewed": (0.3, 0.1, 0.05, 0.03)}
 
@@ -218,7 +221,7 @@ def measure(engine: Engine, database_time: DatabaseTime, asked: Sequence[Questio
     times: list[float] = []
     of_database: list[float] = []
     parts: dict[str, list[float]] = {part: [] for part in (*_PARTS.values(), "other")}
-    waits = found = few = full = 0
+    found = few = full = 0
     provider = Given()
     search = Search(engine, provider)
     for question in asked:
@@ -228,13 +231,17 @@ def measure(engine: Engine, database_time: DatabaseTime, asked: Sequence[Questio
         results = search.search(question.query, question.customer)
         times.append((time.perf_counter() - started) * 1_000)
         of_database.append(database_time.total())
-        waits += database_time.waits
         for part, of_part in parts.items():
             of_part.append(database_time.milliseconds[part])
         assert results.mode == "hybrid"
         few += len(results) < min(10, len(question.nearest))
+    alone: dict[str, list[float]] = {"nearest": [], "words": []}
     for question in asked:
-        right = len(set(question.nearest) & set(_nearest(engine, question.customer, question.vector)))
+        near = _nearest(engine, database_time, question)
+        alone["nearest"].append(database_time.total())
+        _words(engine, database_time, question)
+        alone["words"].append(database_time.total())
+        right = len(set(question.nearest) & set(near))
         found += right
         full += right == len(question.nearest)
     return {
@@ -242,8 +249,8 @@ def measure(engine: Engine, database_time: DatabaseTime, asked: Sequence[Questio
         "search": _percentiles(times),
         "database": _percentiles(of_database),
         **{part: _percentiles(of_part) for part, of_part in parts.items()},
+        **{arm: _percentiles(of_arm) for arm, of_arm in alone.items()},
         "client": _percentiles([all_of_it - part for all_of_it, part in zip(times, of_database, strict=True)]),
-        "waits": round(waits / len(asked), 1),
         "recall_at_10": round(found / sum(len(question.nearest) for question in asked), 4),
         "searches_with_all_ten_nearest": full,
         "searches_with_too_few_results": few,
@@ -265,7 +272,7 @@ def _line(figures: dict[str, Any]) -> str:
         if isinstance(value, dict)
     )
     return (
-        f"p50/p95 ms: {times}; {figures['waits']} waits; recall {figures['recall_at_10']}, "
+        f"p50/p95 ms: {times}; recall {figures['recall_at_10']}, "
         f"all ten in {figures['searches_with_all_ten_nearest']} of {figures['searches']}, "
         f"too few in {figures['searches_with_too_few_results']}"
     )
@@ -280,13 +287,28 @@ def _warm(engine: Engine, corpus: Corpus, tenants: Sequence[int], count: int) ->
         search.search(" ".join(corpus.words(2, _EVERYWHERE)), customer_of(tenants[number % len(tenants)]))
 
 
-def _nearest(engine: Engine, customer: str, vector: NDArray[np.float32]) -> list[int]:
+def _nearest(engine: Engine, database_time: DatabaseTime, question: Question) -> list[int]:
     """The first ten pages of the vectors' arm, as the search has them."""
-    with tenant_connection(customer, engine=engine) as connection:
+    with tenant_pipeline(question.customer, engine=engine) as connection:
+        few = database.vectors_of(connection, EMBEDDED_MODEL)().few
+        database_time.clear()
         near = database.nearest_chunks(
-            connection, EMBEDDED_MODEL, vector.tolist(), domain=None, limit=CHUNK_CANDIDATES
+            connection,
+            EMBEDDED_MODEL,
+            question.vector.tolist(),
+            domain=None,
+            limit=CHUNK_CANDIDATES,
+            one_by_one=few,
         )
-    return list(dict.fromkeys(chunk.page_id for chunk in near))[:10]
+    return list(dict.fromkeys(chunk.page_id for chunk in near()))[:10]
+
+
+def _words(engine: Engine, database_time: DatabaseTime, question: Question) -> None:
+    """The arm of words."""
+    with tenant_pipeline(question.customer, engine=engine) as connection:
+        database.customer_exists(connection)()
+        database_time.clear()
+        database.pages_with_words(connection, question.query, domain=None, limit=50)
 
 
 def measured(folder: Path, layout: str, chunks: int, tenants: int, searches: int) -> dict[str, Any]:

@@ -11,14 +11,12 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from uuid import UUID
-
-from sqlalchemy import text
 
 from resources.content.embeddings import EmbeddingError
 from resources.postgres import search as database
-from resources.postgres.tenancy import tenant_connection
+from resources.postgres.tenancy import tenant_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -208,51 +206,62 @@ class Search:
     def _search(self, query: str, customer: UUID, limit: int, domain: str | None) -> tuple[SearchResults, bool]:
         """What is found, and whether it may be cached: what an endpoint's trouble made poorer may not."""
         # Before the transaction: a model may take its time, and an endpoint more.
-        vector, notice, keep = self._vector(query, customer)
+        asked, notice, keep = self._asked(query, customer)
         candidates = max(_CANDIDATES, 2 * limit)
-        with tenant_connection(customer, engine=self._engine) as connection:
-            if connection.scalar(text("SELECT 1 FROM customers LIMIT 1")) is None:
-                raise _unknown(customer)
-            near: list[database.NearChunk] = []
-            if vector is not None and self._provider is not None:
-                near = database.nearest_chunks(
+        model = self._provider.model if self._provider else None
+        with tenant_pipeline(customer, engine=self._engine) as connection:
+            known = database.customer_exists(connection)
+            nearest = None
+            if asked is not None and model is not None:
+                nearest = database.nearest_chunks(
                     connection,
-                    self._provider.model,
-                    vector,
+                    model,
+                    asked.vector,
                     domain=domain,
                     limit=candidates * _CHUNKS_FOR_EACH_PAGE,
+                    one_by_one=asked.one_by_one,
                 )
-            words = database.pages_with_words(connection, query, domain=domain, limit=candidates)
+            with_words = database.pages_with_words(connection, query, domain=domain, limit=candidates)
+            if not known():
+                raise _unknown(customer)
+            near = nearest() if nearest else []
+            words = with_words()
             if not words and not near:
                 # Better a page with some of the words than none.
-                words = database.pages_with_words(connection, query, domain=domain, limit=candidates, any_word=True)
+                words = database.pages_with_words(connection, query, domain=domain, limit=candidates, any_word=True)()
             ranked = fuse(words, near, words_weight(query))[:limit]
-            model = self._provider.model if near and self._provider else None
-            shown = database.shown_pages(
-                connection,
-                query,
-                self._provider.model if self._provider else None,
-                {one.page_id: one.chunk_index for one in ranked},
-            )
+            to_show = database.shown_pages(connection, query, model, {one.page_id: one.chunk_index for one in ranked})
+        shown = to_show()
         results = tuple(_result(one, shown[one.page_id]) for one in ranked if one.page_id in shown)
-        return SearchResults(query, results, "hybrid" if near else "text", notice, model), keep
+        mode: Mode = "hybrid" if near else "text"
+        return SearchResults(query, results, mode, notice, model if near else None), keep
 
-    def _vector(self, query: str, customer: UUID) -> tuple[Sequence[float] | None, str | None, bool]:
+    def _asked(self, query: str, customer: UUID) -> tuple[_Asked | None, str | None, bool]:
         """The question as a vector; or why there is none, and whether that will be so for a while."""
         if self._provider is None:
             return None, "full text alone: no embedding model is configured (OMNIOPS_EMBEDDINGS is none)", True
-        with tenant_connection(customer, engine=self._engine) as connection:
-            if not database.has_vectors(connection, self._provider.model):
-                notice = (
-                    f"full text alone: nothing of this customer's is embedded with {self._provider.model} yet "
-                    "(`omniops embed --missing` does that)"
-                )
-                return None, notice, True
+        with tenant_pipeline(customer, engine=self._engine) as connection:
+            answer = database.vectors_of(connection, self._provider.model)
+        vectors = answer()
+        if not vectors.any:
+            notice = (
+                f"full text alone: nothing of this customer's is embedded with {self._provider.model} yet "
+                "(`omniops embed --missing` does that)"
+            )
+            return None, notice, True
         try:
-            return self._provider.embed([query])[0].tolist(), None, True
+            vector = self._provider.embed([query])[0].tolist()
         except EmbeddingError as error:
             logger.warning("a search goes on with full text alone: %s", error)
             return None, f"full text alone: {error}", False
+        return _Asked(vector, vectors.few), None, True
+
+
+class _Asked(NamedTuple):
+    """A question's vector, and whether the customer's are compared with it one by one."""
+
+    vector: Sequence[float]
+    one_by_one: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 from sqlalchemy import text
 
 from resources.postgres.access import CLIENT, SERVICE
+from resources.postgres.connection import describe_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,6 +84,35 @@ def service_transaction(connection: Connection) -> Iterator[None]:
     with connection.begin():
         connection.execute(_BECOME, _SERVICE)
         yield
+
+
+@contextmanager
+def tenant_pipeline(customer_id: UUID | str, *, engine: Engine | None = None) -> Iterator[psycopg.Connection[Any]]:
+    """As `tenant_connection`, but in the driver's pipeline: nothing is waited for until a result is read.
+
+    Becoming the customer is sent with the first statements, and COMMIT with the last of those that are not read
+    within the block. Results can be read after it, too.
+
+    Args:
+        customer_id: the customer; need not exist (then there are no rows).
+        engine: another database than the configured one.
+
+    Raises:
+        ValueError: it is no uuid.
+        DatabaseError: the database refused a statement, or does not answer.
+    """
+    become, identity = become_statement(customer_id)
+    engine = _engine(engine)
+    # Back in the pool, what has not been committed is rolled back, and a broken connection is thrown away.
+    with engine.connect() as connection:
+        driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+        try:
+            with driver.pipeline():
+                driver.execute(become, identity)
+                yield driver
+                driver.commit()
+        except psycopg.Error as error:
+            raise describe_error(error, engine.url.render_as_string(hide_password=False)) from error
 
 
 def query_as(

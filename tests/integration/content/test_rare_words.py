@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -17,6 +17,7 @@ from tests.support.pages import add_customer
 if TYPE_CHECKING:
     from uuid import UUID
 
+    import psycopg
     from sqlalchemy import Connection
 
     from tests.support.databases import Database
@@ -77,12 +78,13 @@ def rows_read(connection: Connection) -> dict[str, int]:
 
 def test_a_rare_word_reads_its_pages_alone_however_large_the_customer_is(database: Database, large: UUID) -> None:
     with tenant_connection(large, engine=database.engine) as connection:
+        driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
         # More often than a plan is made anew: a general one must not read everything either.
         for _ in range(8):
             before = rows_read(connection)
-            found = search.pages_with_words(connection, "quokka", domain=None, limit=50)
+            found = search.pages_with_words(driver, "quokka", domain=None, limit=50)()
             assert RARE - 1 <= len(found) <= RARE
-            search.shown_pages(connection, "quokka", EMBEDDED_MODEL, dict.fromkeys(found))
+            search.shown_pages(driver, "quokka", EMBEDDED_MODEL, dict.fromkeys(found))
             after = rows_read(connection)
             for table in TABLES:
                 assert after[table] - before[table] <= 10 * RARE, table

@@ -14,8 +14,9 @@ from resources.content.embeddings.minilm import MiniLM
 from resources.content.embeddings.openai_compatible import OpenAICompatible
 from resources.content.hybrid_search import InvalidSearch, Search
 from resources.content.search_cache import forget_searches
-from resources.postgres.search import is_compared_one_by_one, pages_with_words
-from resources.postgres.tenancy import service_connection, tenant_connection
+from resources.postgres.connection import DatabaseError
+from resources.postgres.search import Vectors, pages_with_words, vectors_of
+from resources.postgres.tenancy import service_connection, tenant_connection, tenant_pipeline
 from resources.redis import RedisWithFallback
 from resources.settings import EmbeddingSettings
 from tests.support.pages import SHOP, add_customer, add_pages
@@ -174,8 +175,8 @@ def test_neighbours_are_found_one_by_one_and_by_the_index(
     if not exact:
         monkeypatch.setattr("resources.postgres.search._FEW_VECTORS", 0)
         monkeypatch.setattr("resources.postgres.search._EVEN_COST", 0)
-    with tenant_connection(embedded, engine=database.engine) as connection:
-        assert is_compared_one_by_one(connection, MINILM.model) is exact
+    with tenant_pipeline(embedded, engine=database.engine) as connection:
+        assert vectors_of(connection, MINILM.model)() == Vectors(any=True, few=exact)
     found = Search(database.engine, MINILM).search("returns and refunds", embedded)
     assert len(found) == len(SHOP)
     assert paths(found)[0] == "/returns"
@@ -227,6 +228,22 @@ def test_a_tenant_cannot_reach_the_working_tables(database: Database, shop: UUID
     for table in ("embedding_models", "search_configurations"):
         with tenant_connection(shop, engine=database.engine) as connection, pytest.raises(ProgrammingError):
             connection.execute(text(f"SELECT * FROM omniops_meta.{table}"))
+
+
+def test_a_refusal_of_the_database_is_a_sentence_and_leaves_no_role_behind(database: Database, shop: UUID) -> None:
+    with (
+        pytest.raises(DatabaseError, match="refused"),
+        tenant_pipeline(shop, engine=database.engine) as connection,
+    ):
+        connection.execute("SELECT 1 / (SELECT count(*) FROM customers WHERE id <> %s)", (shop,))
+    with (
+        pytest.raises(DatabaseError, match="permission denied"),
+        tenant_pipeline(shop, engine=database.engine) as connection,
+    ):
+        connection.execute("SELECT * FROM omniops_meta.embedding_models").fetchall()
+    with database.engine.begin() as connection:
+        assert connection.scalar(text("SELECT current_setting('request.jwt.claims', true)")) in (None, "")
+        assert connection.scalar(text("SELECT current_user = session_user")) is True
 
 
 # --- the cache --------------------------------------------------------------------------------------------------
@@ -312,10 +329,12 @@ def test_of_very_many_pages_with_a_word_those_with_it_in_the_title_come_first(da
     add_pages(database, customer, {f"/{n}": f"# Page {n}\n\nA badger." for n in range(450)})
     long = "Where badgers live, and what else there is to say of the wood and of its other animals. " * 20
     add_pages(database, customer, {"/badgers": f"# Badgers\n\n{long}"})
-    with tenant_connection(customer, engine=database.engine) as connection:
-        found = pages_with_words(connection, "badgers", domain=None, limit=10)
+    with tenant_pipeline(customer, engine=database.engine) as connection:
+        few = pages_with_words(connection, "badgers", domain=None, limit=10)
+        many = pages_with_words(connection, "badgers", domain=None, limit=1_000)
+        found = few()
         assert len(found) == len(set(found)) == 10
-        assert len(pages_with_words(connection, "badgers", domain=None, limit=1_000)) == 451
+        assert len(many()) == 451
     titled = database.value("SELECT id FROM scraped_pages WHERE url LIKE '%/badgers'")
     assert found[0] == titled
     assert len(Search(database.engine).search("badgers", customer, 100)) == 100
