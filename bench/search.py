@@ -75,7 +75,7 @@ _SYLLABLES = [f"{a}{b}" for a in "bdfgklmnprst" for b in "aeiou"]
 _WORDS = [f"{first}{second}{end}" for end in ("rel", "mon", "dex", "los", "wick", "tan") for first in _SYLLABLES
           for second in _SYLLABLES]  # fmt: skip
 # Text of a statement → part of the search.
-_PARTS = {"reltuples": "count", "search_pages": "arms", "ts_headline": "shown"}
+_PARTS = {"reltuples": "count", "<=>": "arms", "enable_sort": "arms", "search_pages": "arms", "ts_headline": "shown"}
 # Shares of the tenants that have more than the others.
 _LAYOUTS: dict[str, tuple[float, ...]] = {"even": (), "skewed": (0.3, 0.1, 0.05, 0.03)}
 
