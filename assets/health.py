@@ -6,7 +6,6 @@ No `from __future__ import annotations`: Dagster reads the annotations of assets
 from typing import TYPE_CHECKING, Final
 
 import dagster as dg
-import pandas as pd
 from sqlalchemy import Connection, text
 
 from assets.audit import AUDIT_TABLES
@@ -286,9 +285,9 @@ def report_of_queue(health: QueueHealth, database: str) -> Report:
         for c in health.customers
     ]
     age = health.oldest_open_age
-    expired = pd.DataFrame(list(health.expired_unprocessed), columns=["run", "messages"])
+    expired = list(health.expired_unprocessed)
     plot = bars(
-        list(expired["run"]), [Series("messages", [float(n) for n in expired["messages"]])],
+        [run for run, _ in expired], [Series("messages", [float(messages) for _, messages in expired])],
         title="Expired before anybody handled them, by retention run",
     )  # fmt: skip
     return Report(
@@ -330,9 +329,9 @@ def report_of_queue(health: QueueHealth, database: str) -> Report:
                 f"Messages that failed for good, and those that expired unhandled in the last {EXPIRED_DAYS} days.",
                 [
                     Table("Dead messages by error", ["error", "messages", "newest arrived"], health.dead_by_error),
-                    Table.from_frame(expired, "Expired unprocessed, by retention run"),
+                    Table("Expired unprocessed, by retention run", ["run", "messages"], expired),
                 ],
-                [plot] if len(expired) else [],
+                [plot] if expired else [],
             ),
         ],
         database,

@@ -7,10 +7,9 @@ No `from __future__ import annotations`: Dagster reads the annotations of assets
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
-import pandas as pd
 from pydantic import Field
 from sqlalchemy import Connection
 
@@ -27,6 +26,9 @@ from resources.postgres.reports.crawl_performance import (
     crawl_performance,
 )
 from resources.postgres.resource import PostgresResource
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAME: Final = "crawl_performance_report"
 
@@ -50,11 +52,13 @@ class PerformanceConfig(dg.Config):
     )
 
 
-def sites_frame(performance: CrawlPerformance) -> pd.DataFrame:
+def sites_frame(performance: CrawlPerformance) -> "pd.DataFrame":
     """One row for each customer's site that was crawled in the period, with the figures of the time before beside.
 
     Shares are of all pages (changed: of the pages that were compared); they are missing where there is none.
     """
+    import pandas as pd  # noqa: PLC0415 - loads for half a second, and no crawl needs it
+
     columns = ["customer", "domain", "current", "days", *_NUMBERS, "p50_ms", "p95_ms", "p99_ms", "worst_p95_ms"]
     both = pd.DataFrame.from_records(
         [[getattr(site, c) for c in columns] for site in performance.sites], columns=columns
@@ -90,7 +94,7 @@ def trend(now: "pd.Series[Any]", before: "pd.Series[Any]") -> "pd.Series[Any]":
     return 100 * (ratio(now, before) - 1)
 
 
-def customers_frame(sites: pd.DataFrame) -> pd.DataFrame:
+def customers_frame(sites: "pd.DataFrame") -> "pd.DataFrame":
     """The sites' figures by customer. Latencies do not add up, and are left to the sites."""
     summed = sites.groupby("customer", as_index=False).agg(
         sites=("domain", "count"), pages=("pages", "sum"), failed=("failed", "sum"), changed=("changed", "sum"),
@@ -116,7 +120,9 @@ _HEADINGS: Final = {
 _LATENCY_NOTE: Final = "Latencies are of the typical day: the median of the days' percentiles."
 
 
-def _table(frame: pd.DataFrame, columns: Sequence[str], title: str, *, empty: str = "None.", note: str = "") -> Table:
+def _table(
+    frame: "pd.DataFrame", columns: Sequence[str], title: str, *, empty: str = "None.", note: str = ""
+) -> Table:
     shown = frame[list(columns)].rename(columns=_HEADINGS)
     for name in shown.columns:
         # Whole numbers that a missing value made fractions of.
@@ -169,7 +175,7 @@ def _rounded(value: float) -> float:
     return round(float(value), 2)
 
 
-def _overview(performance: CrawlPerformance, customers: pd.DataFrame) -> Section:
+def _overview(performance: CrawlPerformance, customers: "pd.DataFrame") -> Section:
     days = [day for day in performance.days if day.day >= performance.first_day]
     text = f"Compared with the time before, as long as this one: from {performance.before} on."
     if performance.missing:
@@ -192,7 +198,7 @@ def _overview(performance: CrawlPerformance, customers: pd.DataFrame) -> Section
     )  # fmt: skip
 
 
-def _sites(sites: pd.DataFrame) -> Section:
+def _sites(sites: "pd.DataFrame") -> Section:
     return Section(
         "By site",
         "Every website that was crawled. Throughput is over the active time of the jobs that ended, pauses left out.",
@@ -208,7 +214,7 @@ def _sites(sites: pd.DataFrame) -> Section:
     )  # fmt: skip
 
 
-def _worst(sites: pd.DataFrame) -> Section:
+def _worst(sites: "pd.DataFrame") -> Section:
     known = sites[sites["pages"] >= _MIN_PAGES]
     slow = known[known["p95_ms"].notna()].sort_values(["p95_ms", "domain"], ascending=[False, True]).head(_LARGEST)
     failing = known[known["failed"] > 0].sort_values(["failed_share", "domain"], ascending=[False, True])
@@ -257,7 +263,9 @@ def _why(performance: CrawlPerformance) -> Section:
     )
 
 
-def _counts(counts: Sequence[Count], what: str) -> pd.DataFrame:
+def _counts(counts: Sequence[Count], what: str) -> "pd.DataFrame":
+    import pandas as pd  # noqa: PLC0415 - as above
+
     return pd.DataFrame.from_records(
         [[c.customer, c.domain, c.what, c.pages] for c in counts], columns=["customer", "domain", what, "pages"]
     ).astype({"pages": "int64"})

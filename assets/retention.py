@@ -7,7 +7,6 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Final
 
 import dagster as dg
-import pandas as pd
 from sqlalchemy import Connection
 
 from assets.html import Report, Section, Table
@@ -23,12 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
+    import pandas as pd
+
 _ESTIMATE: Final = (
     "Rows of large tables are by Postgres's statistics (estimated: yes); those of small ones are counted."
 )
 
 
-def _frame(rows: "Iterable[object]", columns: list[str]) -> pd.DataFrame:
+def _frame(rows: "Iterable[object]", columns: list[str]) -> "pd.DataFrame":
+    import pandas as pd  # noqa: PLC0415 - loads for half a second, and no crawl needs it
+
     return pd.DataFrame.from_records([[getattr(row, c) for c in columns] for row in rows], columns=columns)
 
 
@@ -127,6 +130,8 @@ def report_of_audit(audit: RetentionAudit, database: str) -> Report:
 
 
 def _removed_plot(audit: RetentionAudit) -> Svg:
+    import pandas as pd  # noqa: PLC0415 - as above
+
     frame = pd.DataFrame(list(audit.removed_by_day), columns=["day", "policy", "rows"])
     wide = frame.pivot(index="day", columns="policy", values="rows")
     if not wide.empty:
@@ -166,6 +171,8 @@ def retention_report(postgres: PostgresResource) -> dg.MaterializeResult[None]:
 
 def report_of_forecast(forecast: Forecast, database: str) -> Report:
     """The page of a forecast."""
+    import pandas as pd  # noqa: PLC0415 - as above
+
     due = _frame(forecast.due, ["policy", "table", "customer", "by", "rows"])
     concerned = int(due["customer"].nunique())
     due["customer"] = due["customer"].fillna("(platform)")
@@ -216,7 +223,9 @@ def report_of_forecast(forecast: Forecast, database: str) -> Report:
     )
 
 
-def _due_plot(forecast: Forecast, due: pd.DataFrame, step: str) -> Svg:
+def _due_plot(forecast: Forecast, due: "pd.DataFrame", step: str) -> Svg:
+    import pandas as pd  # noqa: PLC0415 - as above
+
     wide = due.pivot_table(index="by", columns="policy", values="rows", aggfunc="sum", fill_value=0)
     wide = wide.reindex(pd.DatetimeIndex(forecast.moments), fill_value=0)
     series = [Series(str(policy), [float(v) for v in wide[policy]]) for policy in wide.columns]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import dagster as dg
@@ -29,7 +29,6 @@ from omniops_pipelines.jobs.job_record import JobRecord
 from resources.awaited_thread import AwaitedThread
 from resources.content.search_cache import forget_searches
 from resources.crawler import completion, crawl_order
-from resources.crawler.crawl import Crawl
 from resources.crawler.crawl_order import CrawlOrder, InvalidOrder, PlannedCrawl, RefusedOrder
 from resources.crawler.plan import (
     DEFAULT_CONCURRENCY,
@@ -58,6 +57,9 @@ from resources.postgres.secret_keys import SecretError
 from resources.run_tags import TAG_CUSTOMER, TAG_DOMAIN, TAG_JOB, TAG_ON_INTERRUPT
 from resources.services import ServiceError
 from resources.settings import Settings
+
+if TYPE_CHECKING:
+    from resources.crawler.crawl import Crawl
 
 # A line in the run's log costs a connection (20 to 30 ms), so they come less often as a run grows old.
 _FIRST_REPORT_SECONDS = 1.5
@@ -189,6 +191,13 @@ def _refuse(error: Exception) -> dg.Failure:
     return dg.Failure(description=str(error), allow_retries=False)
 
 
+def _crawler() -> "type[Crawl]":
+    """The crawler, loaded by who crawls: of the time that the definitions take to load it would be a fifth."""
+    from resources.crawler.crawl import Crawl  # noqa: PLC0415 - says so itself
+
+    return Crawl
+
+
 @dg.op(
     description="Checks what is asked for, and records the job. Nothing is written before all of it is right.",
     out=dg.DynamicOut(dict[str, Any], description="What each worker has to know."),
@@ -218,6 +227,8 @@ def plan_crawl(
             },
         )
         if not planned.finished:
+            # An interruption while it loads finds nothing that is to be given back.
+            _crawler()
             _close_run_of_killed_process(context, postgres, planned.job_id)
             if planned.status is None:
                 with postgres.engine().begin() as connection:
@@ -294,9 +305,9 @@ def crawl_pages(
         _set_aside(manager, job_id, str(error))
         raise _refuse(error) from error
 
-    def crawl_of_job() -> Crawl:
+    def crawl_of_job() -> "Crawl":
         stats = manager.get_job_stats(job_id)
-        return Crawl(
+        return _crawler()(
             plan,
             frontier,
             start_from=CrawlProgress(
@@ -554,9 +565,9 @@ def _end_job(
 def _crawl(
     context: dg.OpExecutionContext,
     planned: dict[str, Any],
-    crawl_of_job: Callable[[], Crawl],
+    crawl_of_job: "Callable[[], Crawl]",
     on_interrupt: str,
-) -> tuple[Crawl, CrawlOutcome]:
+) -> "tuple[Crawl, CrawlOutcome]":
     """Be a worker of the job; one that was replaced joins again where it has company that goes on meanwhile.
 
     Raises:
@@ -567,7 +578,7 @@ def _crawl(
         crawl = crawl_of_job()
         report = _reporter(context, planned, crawl.progress)
 
-        def tick(crawl: Crawl = crawl, report: Callable[[], None] = report) -> None:
+        def tick(crawl: "Crawl" = crawl, report: Callable[[], None] = report) -> None:
             progress.publish(planned["job_id"], crawl.plan, crawl.progress)
             report()
 
@@ -580,7 +591,7 @@ def _crawl(
             context.log.warning(f"{error}; it joins again as a new one")
 
 
-def _run_interruptibly(crawl: Crawl, on_interrupt: str, tick: Callable[[], object]) -> CrawlOutcome:
+def _run_interruptibly(crawl: "Crawl", on_interrupt: str, tick: Callable[[], object]) -> CrawlOutcome:
     """Run the crawl in a thread and wait for it in short steps, so that an interruption is heard at once."""
     ended: list[CrawlOutcome | BaseException] = []
 

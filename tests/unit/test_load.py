@@ -27,7 +27,7 @@ def test_a_crawl_at_the_command_line_loads_no_pandas_and_no_reports() -> None:
         "from omniops_pipelines.jobs.crawl import crawl_alone\n"
         "assert crawl_alone().name == 'crawl'"
     )
-    assert {"dagster", "crawlee"} <= loaded
+    assert "dagster" in loaded
     assert not {"pandas", "numpy", "assets.html", "assets.plots", "omniops_pipelines.definitions"} & loaded
 
 
@@ -36,8 +36,11 @@ def test_the_help_loads_neither_dagster_nor_the_database() -> None:
     assert not {"dagster", "crawlee", "sqlalchemy", "pandas"} & loaded
 
 
-def test_the_code_location_loads_without_a_warning() -> None:
-    assert "omniops_pipelines.jobs.retention" in modules_after("import omniops_pipelines.definitions")
+def test_the_code_location_loads_without_a_warning_and_without_what_only_some_runs_need() -> None:
+    loaded = modules_after("import omniops_pipelines.definitions")
+    assert "omniops_pipelines.jobs.retention" in loaded
+    # Every run, tick and step of several workers is a process that loads all of it.
+    assert not {"pandas", "numpy", "crawlee", "playwright", "trafilatura", "onnxruntime"} & loaded
 
 
 def test_the_collector_still_collects() -> None:
