@@ -15,18 +15,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from resources.bounded_log import BoundedLog
 from resources.content.extraction import Extracted
 from resources.content.fingerprints import Fingerprint, fingerprint
 from resources.content.worker import OUT_OF_MEMORY, read_frame, write_frame
 from resources.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from resources.postgres.page_html import FetchedHtml
@@ -182,7 +183,8 @@ class ExtractionPool:
         self._lock = threading.Lock()
         self._closed = False
         self._set_ids: dict[frozenset[int], int] = {frozenset(): 0}
-        self.failures: Counter[str] = Counter()
+        self._log = BoundedLog(logger, logging.WARNING, "the main text of %d pages could not be told (%s)")
+        self.failures: Counter[str] = self._log.counts
         """Pages by what failed over them."""
 
     def __enter__(self) -> ExtractionPool:
@@ -205,6 +207,7 @@ class ExtractionPool:
             self._running.clear()
         for process in running:
             process.close()
+        self._log.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def extract(self, page: FetchedHtml, boilerplate: frozenset[int] = frozenset()) -> ReadPage:
@@ -246,9 +249,9 @@ class ExtractionPool:
             return frozenset()
 
     def _count(self, failure: str, page: FetchedHtml) -> None:
-        with self._lock:
-            self.failures[failure] += 1
-        logger.warning("the main text of %s could not be told (%s): all that is visible is kept", page.url, failure)
+        if not self._closed:  # else it was cut off, and nothing is wrong with it
+            said = "the main text of %s could not be told (%s): all that is visible is kept"
+            self._log.note(failure, said, page.url, failure)
 
     def _ask(self, task: str, page: FetchedHtml, known: frozenset[int]) -> dict[str, Any]:
         process = self._take()

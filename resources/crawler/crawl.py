@@ -26,6 +26,7 @@ from crawlee.events import EventManager
 from crawlee.statistics import Statistics
 from crawlee.storage_clients import MemoryStorageClient
 
+from resources.bounded_log import BoundedLog
 from resources.content.pool import ExtractionPool
 from resources.crawler.after_commit import CommitFollowers
 from resources.crawler.client import FetchLimits, GuardedHttpClient
@@ -210,6 +211,7 @@ class Crawl:
         self._memory = memory or SiteMemory.forgetful()
         self._pool = ExtractionPool()
         self._reader: PageReader | None = None
+        self._log = BoundedLog(logger, logging.ERROR, "%d pages could not be handled (%s)")
         self._bytes_elsewhere = 0
         self._acknowledged_bytes = 0
         self._started = 0.0
@@ -334,6 +336,7 @@ class Crawl:
             if self._reader is not None:
                 await self._reader.close()
                 self.progress.phases["read"] += self._reader.seconds
+            self._log.close()
             await self._store_counts(executor)
             if self._renderer is not None:
                 await self._renderer.cleanup()
@@ -573,8 +576,8 @@ class Crawl:
             except ProxyUnusable as error:
                 finished, links = [], []
                 self._give_up(error, manager)
-            except Exception as error:
-                logger.exception("page %s could not be handled", task.url)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this page's outcome
+                self._log.note(type(error).__name__, "page %s could not be handled", task.url, exc_info=True)
                 finished = [self._outcomes.failed(task, task.url, f"internal: {type(error).__name__}: {error}"[:500])]
                 links = []
             except BaseException:

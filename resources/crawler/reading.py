@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from resources.bounded_log import BoundedLog
 from resources.content.boilerplate import MIN_SHARE, SiteBoilerplate
 from resources.postgres.site_blocks import keep_site_blocks, load_site_blocks, replace_site_blocks
 
@@ -136,6 +137,7 @@ class PageReader:
         self._bytes = 0
         self._stopping = False
         self._watch: asyncio.Task[None] | None = None
+        self._log = BoundedLog(logger, logging.ERROR, "%d pages could not be read (%s)")
         self.seconds = 0.0
         """Time that pages waited here or were read, all together."""
 
@@ -170,6 +172,7 @@ class PageReader:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._log.close()
 
     async def stop(self, *, resumes: bool) -> None:
         """Read what is fetched; not for long, where the job `resumes` and what is left is fetched again."""
@@ -188,9 +191,9 @@ class PageReader:
         try:
             known = await self._boilerplate(site, source)
             page = await self._pool.extract(source, known)
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is said, and the other pages go on
             # Of ours, not of the page's: it stays in the frontier, as if it had not been fetched.
-            logger.exception("page %s could not be read", source.url)
+            self._log.note(type(error).__name__, "page %s could not be read", source.url, exc_info=True)
         finally:
             self.seconds += time.perf_counter() - started
             deliver(page)

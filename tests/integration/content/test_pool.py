@@ -61,6 +61,20 @@ def test_a_hostile_page_costs_itself_alone(name: str, reason: str, page_seconds:
     assert pool.failures == {reason: 1}
 
 
+@pytest.mark.usefixtures("mischief")
+def test_many_hostile_pages_do_not_write_many_lines(caplog: pytest.LogCaptureFixture) -> None:
+    async def read_all(pool: ExtractionPool) -> None:
+        for _ in range(6):  # one after the other, so that the order of the lines is known
+            await pool.extract(page("crash"))
+
+    with ExtractionPool(1, page_seconds=60) as pool:
+        asyncio.run(read_all(pool))
+        assert pool.failures == {"crash": 6}
+    one = "the main text of https://shop.example/crash could not be told (crash): all that is visible is kept"
+    several = "the main text of {} pages could not be told (crash)"
+    assert [record.getMessage() for record in caplog.records] == [one] * 3 + [several.format(4), several.format(6)]
+
+
 def test_the_careful_extractor_runs_where_the_fast_one_is_unsure(pool: ExtractionPool) -> None:
     paragraphs = "".join(
         f"<p>Step {n} of the grinder takes {n} seconds, costs {100 + n} euros, and comes with a brush and a burr.</p>"
