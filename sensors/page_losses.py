@@ -90,7 +90,7 @@ _COMPLETED = text("""
     SELECT d.job_id, d.customer_id, c.slug AS customer, d.domain, d.run_id, d.completed_at,
            coalesce((d.r ->> 'alive')::bigint, 0) AS alive,
            coalesce((d.r ->> 'gone')::bigint + (d.r ->> 'moved')::bigint + (d.r ->> 'noindex')::bigint
-                    + (d.r ->> 'unlinked')::bigint, 0) AS lost,
+                    + coalesce((d.r ->> 'disallowed')::bigint, 0) + (d.r ->> 'unlinked')::bigint, 0) AS lost,
            coalesce((d.r ->> 'held_back')::boolean, false) AS held_back
     FROM done AS d JOIN customers AS c ON c.id = d.customer_id
     ORDER BY d.completed_at, d.job_id

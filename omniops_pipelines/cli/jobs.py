@@ -201,6 +201,7 @@ def settle_job(job_id: str, accept_removals: bool, yes: bool, as_json: bool) -> 
     """Pages that a crawl did not find any more, and kept, because they were most of the site: show or remove them."""
     from omniops_pipelines.cli import output
     from resources import stack
+    from resources.content.search_cache import forget_searches
     from resources.postgres.removals import settle_held_back
 
     _manager()
@@ -212,6 +213,8 @@ def settle_job(job_id: str, accept_removals: bool, yes: bool, as_json: bool) -> 
     if accept_removals and not yes and found.total:
         click.confirm("Remove them?", abort=True, err=True)
         found = settle_held_back(stack.database_engine(), job_id, accept=True)
+    if found.accepted:
+        forget_searches(stack.cache(), found.customer_id)
     if as_json:
         output.print_json(found.as_dict())
     elif found.accepted:

@@ -32,7 +32,7 @@ def settle(plan: CrawlPlan, frontier: CrawlFrontier, finish_reason: str | None) 
         The counts of `CrawlFrontier.settle_pages`, and a sentence where there is something to say.
     """
     settled = frontier.settle_pages(whole_sites(plan, finish_reason)) or {}
-    lost = {name: settled.get(name, 0) for name in ("gone", "moved", "noindex", "unlinked")}
+    lost = {name: settled.get(name, 0) for name in ("gone", "moved", "noindex", "disallowed", "unlinked")}
     total = sum(lost.values())
     if not total:
         return settled, None

@@ -701,6 +701,9 @@ class Crawl:
             reason = "redirect" if fetched.error == "known" else "robots_txt"
             source = self._outcomes.skipped(task, task.url, reason, fetched)
             source.redirected_to = target
+            if fetched.error == "robots_txt":
+                policy = self.politeness.known_policy(target)
+                source.error_message = policy.reason if policy is not None else None
             # Known from before, and led to now.
             leads = fetched.error == "known" and manager.follow(target_hash, beyond_depth=False)
             return [source], [FoundLink(target_hash, target, task.depth)] if leads else []

@@ -516,7 +516,10 @@ def remove_vectors_of_removed_pages(
         text("""
             WITH gone AS MATERIALIZED (
                 SELECT p.id, p.customer_id FROM scraped_pages AS p JOIN website_content AS w ON w.page_id = p.id
-                WHERE p.removed_at IS NOT NULL AND w.embedded_models <> '{}'
+                WHERE p.removed_at IS NOT NULL
+                  -- Its text may have changed before it went: then its vectors are of no text that there is.
+                  AND (w.embedded_models <> '{}'
+                       OR EXISTS (SELECT 1 FROM page_embeddings AS e WHERE e.page_id = p.id))
                   AND (CAST(:customer AS uuid) IS NULL OR p.customer_id = :customer)
                 ORDER BY p.id LIMIT :limit FOR UPDATE OF w
             ), removed AS (

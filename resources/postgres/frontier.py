@@ -663,8 +663,8 @@ class CrawlFrontier:
             accept_losses: remove what was held back: somebody looked, and it is meant.
 
         Returns:
-            Counts of pages: `alive` before, `gone`, `moved`, `noindex`, `unlinked`; and `held_back`: True where more
-            than half of the pages would have been removed, and none was.
+            Counts of pages: `alive` before, `gone`, `moved`, `noindex`, `disallowed`, `unlinked`; and `held_back`:
+            True where more than half of the pages would have been removed, and none was.
         """
         settled: dict[str, Any] = self._in_transaction(
             text("SELECT crawl_settle_pages(:job_id, CAST(:sites AS text[]), :after, :accept)"),

@@ -319,9 +319,9 @@ scraped_pages = Table(
     Column(
         "removed_reason",
         Text,
-        CheckConstraint(_one_of("removed_reason", ("gone", "moved", "noindex", "unlinked"))),
-        comment="gone: 404 or 410; moved: a redirect; noindex: not wanted to be found; unlinked: nothing led to it "
-        "any more.",
+        CheckConstraint(_one_of("removed_reason", ("gone", "moved", "noindex", "disallowed", "unlinked"))),
+        comment="gone: 404 or 410; moved: a redirect; noindex: not wanted to be found; disallowed: forbidden by "
+        "robots.txt; unlinked: nothing led to it any more.",
     ),
     UniqueConstraint("customer_id", "url"),
     UniqueConstraint("id", "customer_id"),

@@ -31,25 +31,29 @@ class Removals:
 
     Attributes:
         job_id: the crawl that did not find them.
+        customer_id: whose they are.
         accepted: they are removed now.
         alive: pages of its sites before.
-        gone: 404 or 410. moved: a redirect. noindex: they ask not to be kept. unlinked: nothing leads to them.
+        gone: 404 or 410. moved: a redirect. noindex: they ask not to be kept.
+        disallowed: robots.txt forbids them. unlinked: nothing leads to them.
         pages: the first of them, by url and reason.
     """
 
     job_id: str
+    customer_id: str
     accepted: bool
     alive: int
     gone: int
     moved: int
     noindex: int
+    disallowed: int
     unlinked: int
     pages: tuple[tuple[str, str], ...]
 
     @property
     def total(self) -> int:
         """How many."""
-        return self.gone + self.moved + self.noindex + self.unlinked
+        return self.gone + self.moved + self.noindex + self.disallowed + self.unlinked
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -82,7 +86,8 @@ def settle_held_back(engine: Engine, job_id: str, *, accept: bool, limit: int = 
     """
     with engine.connect() as connection, connection.begin() as transaction:
         job = connection.execute(
-            text("SELECT status, removals FROM scrape_jobs WHERE job_id = :job_id FOR NO KEY UPDATE"),
+            text("""SELECT customer_id::text, status, removals FROM scrape_jobs
+                    WHERE job_id = :job_id FOR NO KEY UPDATE"""),
             {"job_id": job_id},
         ).one_or_none()
         if job is None:
@@ -99,11 +104,13 @@ def settle_held_back(engine: Engine, job_id: str, *, accept: bool, limit: int = 
             transaction.rollback()
     return Removals(
         job_id,
+        job.customer_id,
         accept,
         counts["alive"],
         counts["gone"],
         counts["moved"],
         counts["noindex"],
+        counts["disallowed"],
         counts["unlinked"],
         tuple((row.url, row.removed_reason) for row in rows),
     )

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
+from resources import stack
 from resources.content.fingerprints import fingerprint
+from resources.content.search_cache import result_key
 from resources.postgres.page_html import FetchedHtml, keep_html
 from tests.integration.content.test_page_history import URL, make_page
+from tests.support.crawling import crawl
+from tests.support.site import Page
 
 if TYPE_CHECKING:
     from tests.integration.content.conftest import Call
     from tests.support.databases import Database
+    from tests.support.site import Site
 
 pytestmark = pytest.mark.integration
 
@@ -122,3 +127,19 @@ def test_a_page_that_is_gone_says_until_when_it_was_there(database: Database, om
     assert (status, out, "until" in err, "and still" in err) == (0, "# 29 euros\n", True, False)
     status, out, err = omniops("pages", "show", URL, *OF, "--at", gone)
     assert (status, out, "was gone" in err) == (1, "", True)
+
+
+def test_removing_what_a_crawl_held_back_makes_cached_searches_old(
+    site: Site, database: Database, omniops: Call
+) -> None:
+    site.chain(8)
+    crawl(database, site.url, "first")
+    site.pages["/robots.txt"] = Page(b"User-agent: *\nDisallow: /p", headers={"Content-Type": "text/plain"})
+    crawl(database, site.url, "second", job_type="incremental")
+    customer = str(database.value("SELECT id FROM customers"))
+    before = result_key(stack.cache(), customer, "pumps")
+    assert omniops("jobs", "settle", "second")[0] == 0
+    assert result_key(stack.cache(), customer, "pumps") == before
+    status, out, _ = omniops("jobs", "settle", "second", "--accept-removals", "--yes", "--json")
+    assert (status, json.loads(out)["disallowed"]) == (0, 7)
+    assert result_key(stack.cache(), customer, "pumps") != before
