@@ -49,6 +49,10 @@ _VOID_TAGS: Final = (
     "area base basefont bgsound br col embed frame hr img input keygen link meta param source track wbr"
 )
 _VOID: Final = frozenset(_VOID_TAGS.split())
+_CUT: Final = "<!--cut-->"
+_MAX_REOPENED: Final = 8 * 1024
+"""Characters of tags that are opened again in the next piece of a page that was cut."""
+_TABLE_PARTS: Final = frozenset({"table", "tbody", "thead", "tfoot"})
 _MARKUP: Final = re.compile(r"<(?:(/?[A-Za-z][^\s/>\"]*+)([^>\"]*+(?:\"[^\"]*+\"[^>\"]*+)*+)>|!--.*?-->)", re.DOTALL)
 _ATTRIBUTES: Final = re.compile(r"([^\s=\"]++)=\"([^\"]*+)\"").findall
 
@@ -266,25 +270,54 @@ def read_document(text: str, on_first: Callable[[LexborHTMLParser], None] | None
     truncated = False
     # CPU time: a machine that has no time for us does not make a page shorter.
     until = time.thread_time() + PAGE_SECONDS
-    for number, piece in enumerate([piece for piece in pieces(without_scripts(text)) if piece] or [""]):
+    open_elements: list[Element] = []
+    parts = [piece for piece in pieces(without_scripts(text)) if piece] or [""]
+    for number, part in enumerate(parts):
         if number and time.thread_time() > until:
             truncated = True
             break
+        piece = part
+        if number:
+            piece = _reopened(open_elements, part)
+        if number + 1 < len(parts):
+            piece += _CUT
         tree = LexborHTMLParser(without_formatting(piece))
         if number == 0 and on_first is not None:
             on_first(tree)
         tree.strip_tags(_NO_TEXT, recursive=True)
         html = (tree.root.html or "") if tree.root is not None else ""
-        _build(root, html)
+        open_elements = _build(root, html, open_elements)
         htmls.append(html)
     return Document(root, htmls[0] if len(htmls) == 1 else "\n".join(htmls), truncated=truncated)
 
 
-def _build(root: Element, html: str) -> None:  # noqa: PLR0912 - one loop, for speed
-    """Add to the root what regular HTML holds."""
+def _reopened(open_elements: list[Element], piece: str) -> str:
+    """Give a piece of a page with the tags of what was open where it was cut: its end tags are meant for them."""
+    tags = "".join([f"<{element.tag}{element.raw}>" for element in open_elements[2:]])
+    if not tags or len(tags) > _MAX_REOPENED or len(open_elements) > MAX_DEPTH // 2:
+        open_elements.clear()
+        return piece
+    if open_elements[-1].tag in _TABLE_PARTS:
+        piece = piece.removeprefix("<table>")  # that the cut put there, for want of these
+    return tags + piece
+
+
+def _build(root: Element, html: str, open_elements: list[Element]) -> list[Element]:  # noqa: PLR0912, PLR0915
+    """Add to the root what regular HTML holds.
+
+    Args:
+        root: The page's.
+        html: What lexbor wrote of the page, or of a piece of it.
+        open_elements: What was open at the end of the piece before, from outside to inside, and is opened again here.
+
+    Returns:
+        What is open at the last comment.
+    """
     parts = _MARKUP.split(html)
     top = root
     depth = 0
+    cut = root
+    reopened = len(open_elements)
     skipped = 0  # open elements beyond the depth
     children = root.children
     for index in range(0, len(parts) - 3, 3):
@@ -293,8 +326,16 @@ def _build(root: Element, html: str) -> None:  # noqa: PLR0912 - one loop, for s
             children.append(text)
         tag = parts[index + 1]
         if tag is None:
+            cut = top
             continue
         if tag[0] != "/":
+            if depth < reopened:
+                if open_elements[depth].tag == tag:
+                    top = open_elements[depth]
+                    children = top.children
+                    depth += 1
+                    continue
+                reopened = 0
             if tag in _VOID:
                 if tag in ("br", "img", "hr", "wbr"):
                     children.append(Element(tag, parts[index + 2], top))
@@ -320,8 +361,10 @@ def _build(root: Element, html: str) -> None:  # noqa: PLR0912 - one loop, for s
             top = top.parent
             children = top.children
             depth -= 1
+            reopened = 0
     if parts[-1]:
         root.children.append(parts[-1])
+    return [element for element in cut.ancestors() if element is not root][::-1]
 
 
 # ------------------------------------------------------------------------------------------ blocks
@@ -390,7 +433,22 @@ def _flush(
         text = text.removesuffix("¶").rstrip()  # the link to itself that documentation tools add
     if text:
         size = len(text) - text.count(" ")
+        if linked and container.tag in HEADINGS and not _leads_away(run):
+            linked = 0  # documentation tools link a heading to its line in the table of contents
         blocks.append(Block(container, around, run, text, size, size if all_linked else min(linked, size)))
+
+
+def _leads_away(nodes: list[Element | str]) -> bool:
+    """Tell whether inline content links to anything but a place on its own page."""
+    for node in nodes:
+        if isinstance(node, str):
+            continue
+        if node.tag == "a":
+            if not node.get("href").startswith("#"):
+                return True
+        elif _leads_away(node.children):
+            return True
+    return False
 
 
 def _inline(nodes: list[Element | str], parts: list[str]) -> int:

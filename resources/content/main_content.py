@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Final
 
 from resources.content.boilerplate import repeated_blocks
 from resources.content.dom import HEADINGS, Element
-from resources.content.regions import furniture_of, leads_elsewhere, named_as_furniture, names_of
+from resources.content.regions import (
+    first_heading,
+    furniture_of,
+    is_footer,
+    leads_elsewhere,
+    lists_itself,
+    named_as_furniture,
+    names_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,10 +44,13 @@ _LARGE: Final = 0.5
 """Share of a page's unlinked text from which an element is no furniture, whatever it is called."""
 _LINKED: Final = 0.5
 """Share of linked text from which an element of an article is a list of links."""
+_LISTING: Final = 0.35
+"""Share of linked text from which a main element is a list of links, as it is meant to be."""
 _LONG: Final = 120
 """Characters of a paragraph."""
 _PROSE: Final = 0.75
 """Share of unlinked text in paragraphs from which an undeclared page is an article."""
+_FLOW: Final = frozenset({"p", "pre", "dl", "table", "blockquote", "ul", "ol", "h2", "h3", "h4", "h5", "h6"})
 _NOT_OF_ARTICLES: Final = frozenset({"figcaption", "figure", "h1", "address", "time", "form", "button", "header"})
 _ARTICLE_KINDS: Final = frozenset(
     {"article", "newsarticle", "blogposting", "reportagenewsarticle", "scholarlyarticle"}
@@ -152,6 +163,17 @@ def is_article(blocks: list[Block], metadata: Metadata) -> bool:
     return prose >= _PROSE * plain
 
 
+def _is_listing(candidates: list[Block], metadata: Metadata) -> bool:
+    """Tell a page whose main element, as the page calls it, holds links for the most part: a table of contents."""
+    if metadata.kinds & _ARTICLE_KINDS or sum(block.linked for block in candidates) < _LISTING * sum(
+        block.size for block in candidates
+    ):
+        return False
+    totals = _totals(candidates)
+    main = _main_element(totals)
+    return main is not None and totals[main].linked > _LISTING * totals[main].size
+
+
 def choose_blocks(
     document: Document, blocks: list[Block], metadata: Metadata, boilerplate: frozenset[int] = frozenset()
 ) -> Choice:
@@ -172,7 +194,10 @@ def choose_blocks(
 
     def is_large(element: Element) -> bool:
         total = everything.get(element)
-        return total is not None and total.size - total.linked > enough
+        if total is None or total.size - total.linked <= enough:
+            return False
+        # On a page of nothing but links the footer has most of the text that is none.
+        return total.size > _LARGE * whole.size or not is_footer(element)
 
     content = _Within(None, furniture_of(document, is_large).__contains__)
     candidates = [block for block in blocks if content.holds(block.container)]
@@ -180,11 +205,11 @@ def choose_blocks(
         # After the furniture is gone, so that "In stock" is not one with the button below it.
         gone = repeated_blocks(candidates, boilerplate, {})
         candidates = [block for index, block in enumerate(candidates) if index not in gone]
-    if is_article(candidates, metadata):
+    if not _is_listing(candidates, metadata) and is_article(candidates, metadata):
         chosen = _article(candidates)
         plain = sum(block.size - block.linked for block in blocks if block.size > 40)
         return Choice(chosen, sum(block.size for block in chosen) / max(1, plain))
-    return Choice(_page(candidates), 1.0)
+    return Choice(_page(candidates, metadata.title), 1.0)
 
 
 # ------------------------------------------------------------------------------------------ articles
@@ -202,7 +227,7 @@ def _article(candidates: list[Block]) -> list[Block]:
             for child in best.children
             if isinstance(child, Element) and child in totals and totals[child].worth > _ZOOM * worth
         ]
-        if not inner:
+        if not inner or _goes_on_beside(inner[0], totals):
             break
         best = inner[0]
     enough = _LARGE * totals[best].size
@@ -219,18 +244,44 @@ def _article(candidates: list[Block]) -> list[Block]:
     return [b for b in candidates if b.linked < 0.8 * b.size and article.holds(b.container)]
 
 
+def _goes_on_beside(part: Element, totals: dict[Element, _Totals]) -> bool:
+    """Tell whether what stands beside the largest part of an article is more of it: text, or parts like it."""
+    if part.parent is None:
+        return False
+    name = part.get("class")
+    for other in part.parent.children:
+        if isinstance(other, str) or other is part or other not in totals:
+            continue
+        total = totals[other]
+        if total.linked > _LINKED * total.size or (
+            other.raw != "" and named_as_furniture(names_of(other), in_article=True)
+        ):
+            continue
+        if other.tag in _FLOW or (
+            other.tag == part.tag
+            and (
+                other.tag == "section" or (other.get("class") == name and (name or first_heading(other) is not None))
+            )
+        ):
+            return True
+    return False
+
+
 # ------------------------------------------------------------------------------------------ other pages
 
 _MAIN_IDS: Final = frozenset({"main", "content", "main-content", "maincontent", "page-content", "site-content"})
+_SAME_TITLE: Final = 12
+"""Characters in which a page's heading and its title must be the same, or all of the shorter."""
 _LISTS: Final = frozenset({"ul", "ol", "div", "section", "p", "td", "table", "dl", "form", "fieldset", "li"})
 
 
 def _main_element(totals: dict[Element, _Totals]) -> Element | None:
-    """Give the element that the page calls its main one, if it holds half of what may be main content."""
-    whole = max((total.size - total.linked for total in totals.values()), default=0)
+    """Give the element that the page calls its main one, if it holds half of the text, or of the unlinked text."""
+    unlinked = max((total.size - total.linked for total in totals.values()), default=0)
+    whole = max((total.size for total in totals.values()), default=0)
     found: Element | None = None
     for element, total in totals.items():
-        if total.size - total.linked < 0.5 * whole:
+        if total.size - total.linked < 0.5 * unlinked and total.size < 0.5 * whole:
             continue
         if element.tag == "main" or (
             element.raw and (element.get("role") == "main" or element.get("id") in _MAIN_IDS)
@@ -241,7 +292,7 @@ def _main_element(totals: dict[Element, _Totals]) -> Element | None:
     return found
 
 
-def _page(candidates: list[Block]) -> list[Block]:
+def _page(candidates: list[Block], title: str | None) -> list[Block]:
     """Give all of a page's candidates but lists of links that lead away from it."""
     totals = _totals(candidates)
     main = _main_element(totals)
@@ -258,12 +309,45 @@ def _page(candidates: list[Block]) -> list[Block]:
         )
 
     content = _Within(main, is_menu)
+    above = _titled(candidates, totals, main, title)
+    titled = _Within(above, is_menu)
     return [
         block
         for block in candidates
         if here.holds(block.container)
-        and (content.holds(block.container) or (main is None and block.container.tag in HEADINGS))
+        and (
+            content.holds(block.container)
+            or (main is None and block.container.tag in HEADINGS)
+            or (above is not None and titled.holds(block.container))
+        )
     ]
+
+
+def _titled(
+    candidates: list[Block], totals: dict[Element, _Totals], main: Element | None, title: str | None
+) -> Element | None:
+    """Give what holds the page's heading above its main element: with it stands what the page is about.
+
+    It must be the only one, and begin as the title does: the name of the site stands at the title's end.
+    """
+    found: Element | None = None
+    if main is None or not title:
+        return None
+    for block in candidates:
+        if block.container.tag != "h1":
+            continue
+        heading = block.container
+        if found is not None or main in heading.ancestors():
+            return None
+        said, called = block.text.casefold(), title.casefold()
+        shorter = min(len(said), len(called), _SAME_TITLE)
+        if said[:shorter] != called[:shorter]:
+            return None
+        found = heading
+    if found is None or found.parent is None or found.parent in main.ancestors():
+        return found
+    total = totals[found.parent]
+    return found.parent if total.linked <= _LINKED * total.size else found
 
 
 def _leading_elsewhere(candidates: list[Block], totals: dict[Element, _Totals]) -> set[Element]:
@@ -280,9 +364,27 @@ def _leading_elsewhere(candidates: list[Block], totals: dict[Element, _Totals]) 
             if _first_text(top.parent) is not top:
                 break
             top = top.parent
-        found.add(top)
-        if top is heading and heading.parent is not None:
-            found.update(_following(heading))
+        below = [top] if top is not heading else [heading, *_following(heading)]
+        if lists_itself(block.text):
+            # What a page says of itself is links; the sections below may be its content all the same.
+            below = [linked for element in below for linked in _linked_parts(element, totals)]
+        found.update(below)
+    return found
+
+
+def _linked_parts(element: Element, totals: dict[Element, _Totals]) -> list[Element]:
+    """Give the outermost elements, from this one inward, of which at least half is linked; headings stay."""
+    found: list[Element] = []
+    stack = [element]
+    while stack:
+        inner = stack.pop()
+        total = totals.get(inner)
+        if total is None or inner.tag in HEADINGS:
+            continue
+        if total.linked >= _LINKED * total.size:
+            found.append(inner)
+        else:
+            stack += [child for child in inner.children if isinstance(child, Element)]
     return found
 
 

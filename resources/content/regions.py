@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
     from resources.content.dom import Document, Element
 
-__all__ = ["furniture_of", "leads_elsewhere", "named_as_furniture", "names_of"]
+__all__ = [
+    "first_heading",
+    "furniture_of",
+    "is_footer",
+    "is_note",
+    "leads_elsewhere",
+    "lists_itself",
+    "named_as_furniture",
+    "names_of",
+]
 
 _LANDMARKS: Final = """
     navigation banner contentinfo search dialog alertdialog menu menubar toolbar complementary tooltip
@@ -41,6 +50,22 @@ _NOT_OF_ARTICLES: Final = """
 """
 _ARTICLE_NAMES: Final = frozenset((_FURNITURE + _NOT_OF_ARTICLES).split())
 _NAMES: Final = frozenset(_FURNITURE.split())
+# What designers call parts of a page, and no visitor ever reads above one.
+_UNSEEN_WORDS: Final = """
+    navbar navi subnav sidenav topnav navbox megamenu footer modal popup lightbox offcanvas drawer sidebar
+    pager rail widget widgets cta sticky print noprint banner alert prompt skip ads byline caption captions
+    kicker dateline time date dates timestamp meta tag image photo slider carousel slideshow gallery player
+    video embed embedded callout toolbar tools source updated publish headline next
+"""
+_UNSEEN: Final = frozenset(_UNSEEN_WORDS.split())
+# What asides are called that belong to the text beside them.
+_NOTES_WORDS: Final = """
+    footnote footnotes endnote endnotes note notes admonition topic tip hint warning caution danger important info
+    attention example definition abstract summary pullquote references bibliography
+"""
+_NOTES: Final = frozenset(_NOTES_WORDS.split())
+_OF_A_LIST: Final = 3
+"""Words up to which "Recommended for you" is the heading of a list; "Recommended third party tools" is a topic."""
 _DENIALS: Final = frozenset({"has", "no", "with", "without", "is", "not", "hide", "hides", "above", "below"})
 _HIDDEN_STYLE: Final = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE).search
 _CONTROLLED: Final = re.compile(r"aria-controls=\"([^\"]*+)\"").findall
@@ -64,6 +89,8 @@ leads_elsewhere: Final = re.compile(
     re.IGNORECASE,
 ).match
 """Whether this is the heading of what leads elsewhere."""
+lists_itself: Final = re.compile(r"table of contents|on this page|navigation", re.IGNORECASE).match
+"""Whether this is the heading of links to the page's own parts."""
 _LETTERS: Final = re.compile(r"[^\W_]+").findall
 
 
@@ -71,20 +98,30 @@ def names_of(element: Element) -> str:
     """Give an element's classes and its id.
 
     An id that only repeats the heading of its section, as documentation tools make it, says nothing of what the
-    section is for: `source-code-encoding` is no source of a picture. One word may be either.
+    section is for: `source-code-encoding` is no source of a picture. One word may be either, unless it is one that
+    no visitor reads above furniture: a section with the heading "Widget" is about widgets. What a dictionary's
+    term is called says nothing either.
     """
     own = element.get("id")
+    if not own:
+        return element.get("class")
+    if element.tag == "dt":
+        return element.get("class")
     words = _LETTERS(own.lower())
-    if len(words) > 1 and (heading := _first_heading(element)) is not None:
+    if (len(words) > 1 or own.lower() in _UNSEEN) and (heading := first_heading(element)) is not None:
         text = heading.words().removesuffix("¶").strip()
         said = _LETTERS(text.lower())
         number = said[: -len(words)]
-        if said[-len(words) :] == words and all(map(str.isdigit, number)) and not leads_elsewhere(text):
+        if (
+            said[-len(words) :] == words
+            and all(map(str.isdigit, number))
+            and (len(words) > _OF_A_LIST or not leads_elsewhere(text))
+        ):
             own = ""
     return f"{element.get('class')} {own}"
 
 
-def _first_heading(element: Element) -> Element | None:
+def first_heading(element: Element) -> Element | None:
     """Give the element itself, or the first of its children that says something, if that is a heading."""
     if element.tag in HEADINGS:
         return element
@@ -113,6 +150,25 @@ def named_as_furniture(names: str, *, in_article: bool = False) -> bool:
         if words and (words[0] in furniture or words[-1] in furniture) and not _DENIALS.intersection(words):
             return True
     return False
+
+
+def is_footer(element: Element) -> bool:
+    """Tell whether an element is a footer by tag, role, class or id."""
+    return (
+        element.tag == "footer"
+        or element.get("role") == "contentinfo"
+        or ("footer" in element.raw and "footer" in _LETTERS(f"{element.get('class')} {element.get('id')}".lower()))
+    )
+
+
+def is_note(element: Element) -> bool:
+    """Tell whether an aside belongs to the text beside it: footnotes, warnings, an abstract."""
+    role = element.get("role")
+    return (
+        role == "note"
+        or role.startswith("doc-")
+        or not _NOTES.isdisjoint(_LETTERS(f"{element.get('class')} {element.get('id')}".lower()))
+    )
 
 
 def _is_hidden(element: Element, unfolded: frozenset[str]) -> bool:
@@ -161,6 +217,8 @@ def _is_furniture(element: Element, unfolded: frozenset[str]) -> bool:  # noqa: 
         return True
     if tag == "button":
         return not any(a.tag in HEADINGS or a.tag in ("dt", "summary") for a in element.ancestors())
+    if tag == "aside" and (is_note(element) or any(inner.tag == "pre" for inner in element.iter())):
+        return False
     if tag in ("footer", "header", "aside"):
         return tag != "header" or not any(a.tag in ("main", "article") for a in element.ancestors())
     raw = element.raw

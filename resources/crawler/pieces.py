@@ -111,7 +111,8 @@ def _cut(text: str) -> Iterator[str]:
         if end < len(text):
             # Not in the middle of an element, if one begins in the last quarter of the piece.
             cuts = [match.start() for match in _CUTS.finditer(text, start + 3 * size // 4, end)]
-            end = cuts[-1] if cuts else end
+            # Nor in the middle of a tag, which would be none on either side.
+            end = cuts[-1] if cuts else max(text.rfind("<", start + 3 * size // 4, end), 0) or end
         piece = text[start:end]
         # Outside of a table, rows are no elements, and their cells would run together.
         yield "<table>" + piece if piece[:3].lower() == "<tr" else piece

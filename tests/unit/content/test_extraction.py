@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resources.content import extract, survey
+from resources.content.dom import blocks_of, read_document
 from resources.content.metadata import read_date
+from resources.crawler.pieces import pieces
 
 if TYPE_CHECKING:
     from resources.content.extraction import Mode
@@ -216,3 +218,108 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     code = f"import sys, resources.content; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+_SENTENCE = "A sentence that stands for many others, with a comma and some words, as the text of a manual has them. "
+
+
+def _manual(body: str, head: str = "") -> str:
+    return (
+        f"<html><head><title>Setting it up - Manual</title></head><body>{head}"
+        f'<div class="body" role="main">{body}</div>'
+        '<div class="footer">Copyright by those who wrote it. Made with a tool.</div></body></html>'
+    )
+
+
+@pytest.mark.parametrize("section", ["section", 'div class="sect1"'])
+def test_the_largest_section_of_an_article_does_not_leave_out_the_others(section: str) -> None:
+    end = section.split(maxsplit=1)[0]
+    page = extract(
+        _manual(
+            f"<{section}><h1>Setting it up</h1><{section}><h2>Starting</h2><p>{_SENTENCE * 9}</p></{end}>"
+            f"<{section}><h2>Encoding</h2><p>{_SENTENCE}It is UTF-8.</p><pre># coding: latin-1</pre></{end}>"
+            f'<dl><dt>--jobs</dt><dd>How many.</dd></dl><aside class="footnote-list"><p>Except for one.</p></aside>'
+            f"</{end}>"
+        ),
+        URL,
+    )
+    for fact in ("Starting", "Encoding", "It is UTF-8.", "# coding: latin-1", "--jobs\nHow many.", "Except for one."):
+        assert fact in page.text
+    assert "Copyright" not in page.text
+
+
+def test_what_is_named_as_furniture_beside_the_largest_section_goes() -> None:
+    page = extract(
+        f"<html><body><div class='a'><div class='t'><p>{_SENTENCE * 9}</p></div><div class='t comments'><p>First!</p>"
+        f"</div></div></body></html>",
+        URL,
+    )
+    assert page.text == " ".join((_SENTENCE * 9).split())
+
+
+def test_headings_that_lead_back_to_a_table_of_contents_stay() -> None:
+    asked = "".join(
+        f'<section><h2><a href="#id{n}">Why is it number {n}?</a></h2><p>{_SENTENCE * 2}</p></section>'
+        for n in range(4)
+    )
+    page = extract(_manual(f"<section>{asked}</section>"), URL)
+    assert [f"Why is it number {n}?" in page.text for n in range(4)] == [True] * 4
+
+
+def test_a_page_that_is_a_list_of_links_keeps_them() -> None:
+    links = "".join(f'<li><a href="{n}.html">module{n}: what it does</a></li>' for n in range(40))
+    page = extract(
+        _manual(f"<h1>The library</h1><p>{_SENTENCE * 2}</p><ul>{links}</ul>"),
+        URL,
+    )
+    assert "module39: what it does" in page.text
+    assert "Copyright" not in page.text
+
+
+@pytest.mark.parametrize(("word", "kept"), [("Widget", True), ("Comments", False)])
+def test_a_section_of_one_word_is_furniture_only_if_visitors_read_that_word(word: str, kept: bool) -> None:
+    page = extract(
+        _manual(
+            f"<section><h2>Style</h2><pre>a = 1</pre><p>Short.</p><p>{_SENTENCE}</p></section>"
+            f'<section id="{word.lower()}"><h2>{word}</h2>'
+            '<dl><dt id="x.related">related()</dt><dd>What it is.</dd></dl></section>'
+        ),
+        URL,
+    )
+    assert ("related()\nWhat it is." in page.text) is kept
+
+
+def test_what_stands_with_the_only_heading_above_the_main_element_is_kept() -> None:
+    head = '<div id="header"><h1>Setting it up</h1><h2>Name</h2><p>set-up - prepare a server</p></div>'
+    body = "<h2>Options</h2><dl>" + "<dt>--jobs</dt><dd>How many.</dd>" * 9 + "</dl>"
+    assert extract(_manual(body, head), URL).text.startswith(
+        "Setting it up\nName\nset-up - prepare a server\nOptions"
+    )
+    of_site = head.replace("Setting it up", "Manual")
+    assert extract(_manual(body, of_site), URL).text.startswith("Options")
+
+
+def test_sections_below_a_table_of_contents_stay() -> None:
+    page = extract(
+        _manual(
+            '<div><h2>Table of contents</h2><ul><li><a href="#a">Emacs</a></li><li><a href="#b">Vim</a></li></ul>'
+            '<div><h3 id="a">Emacs</h3><pre>(setq x 1)</pre></div></div><div><h2>More</h2><pre>y</pre></div>'
+        ),
+        URL,
+    )
+    assert "(setq x 1)" in page.text
+    assert "Vim" not in page.text
+
+
+def test_a_page_that_is_read_in_pieces_keeps_its_structure() -> None:
+    rows = "".join(f"<tr><td>key{n}</td><td>value {n}</td></tr>" for n in range(600))
+    calls = "".join(f"<dl><dt>call{n}()</dt><dd><p>It does <i>this</i>.</p></dd></dl>" for n in range(1_500))
+    html = _manual(f"<section><h2>Calls</h2>{calls}<table>{rows}</table><h2>End</h2><p>The last.</p></section>")
+    assert len(list(pieces(html))) > 1
+    blocks = blocks_of(read_document(html).root)
+    mains = {a for block in blocks for a in block.container.ancestors() if a.get("role") == "main"}
+    assert len(mains) == 1
+    page = extract(html, URL)
+    assert [f"call{n}()\nIt does this." in page.text for n in range(1_500)].count(False) == 0
+    assert [f"| key{n} | value {n} |" in page.markdown for n in range(600)].count(False) == 0
+    assert page.text.endswith("The last.")
