@@ -122,6 +122,7 @@ def _figures(done: EmbedProgress) -> dict[str, Any]:
         "chunks": done.chunks,
         "chunks embedded": done.embedded,
         **({"pages cut": done.cut} if done.cut else {}),
+        **({"pages begun, which the next run ends": done.unfinished} if done.unfinished else {}),
         **({"vectors removed of pages": done.removed} if done.removed else {}),
         **({"customers passed over": done.skipped_customers} if done.skipped_customers else {}),
         **({"stopped": done.stopped} if done.stopped else {}),

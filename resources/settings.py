@@ -323,7 +323,8 @@ class EmbeddingSettings:
         concurrency: requests at once.
         timeout_seconds: of one request.
         max_tries: of one request.
-        max_run_tokens: a run stops before it has sent more to an endpoint; what is left is embedded by the next.
+        max_run_tokens: a run stops before it has sent more to an endpoint; what is left is embedded by the next. At
+            least `max_tokens`: a longer page than this is embedded by several runs, a longer piece could be by none.
         threads: of the embedded model; 0: one for each core, four at most.
     """
 
@@ -358,6 +359,13 @@ class EmbeddingSettings:
                 raise InvalidSetting(msg)
         if self.provider == "openai" and not self.model.strip():
             msg = "OMNIOPS_EMBEDDINGS is openai, so OMNIOPS_EMBEDDINGS_MODEL must name the endpoint's model"
+            raise InvalidSetting(msg)
+        if self.provider == "openai" and self.max_run_tokens < self.max_tokens:
+            msg = (
+                f"OMNIOPS_EMBEDDINGS_MAX_RUN_TOKENS is {self.max_run_tokens:,}, but one piece of a page may have "
+                f"{self.max_tokens:,} tokens (OMNIOPS_EMBEDDINGS_MAX_TOKENS): no run could send it. Set it to that "
+                "or more"
+            )
             raise InvalidSetting(msg)
         if not {"@", "?", "#"}.isdisjoint(self.url):
             msg = "OMNIOPS_EMBEDDINGS_URL has a name, a query or a fragment in it: a key goes into ..._API_KEY alone"

@@ -1,7 +1,8 @@
 """Embedding what is missing: pages in batches, each stored in a transaction of its own.
 
-Whoever is stopped or killed has lost one batch, and the next run goes on from there, because what is missing is found
-anew each time. A piece whose text and headings are as they were keeps its vector, and is not sent to the model.
+Whoever is killed has lost one batch, and the next run goes on from there, because what is missing is found anew each
+time. A piece whose text and headings are as they were keeps its vector, and is not sent to the model. Vectors are
+paid for: where a bound, an error or a stop comes before a page is whole, those that it has wait for the next run.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from resources.awaited_thread import AwaitedThread
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+    from resources.content.embeddings import Vectors
     from resources.postgres.embeddings import WaitingPage
     from resources.redis.client import RedisWithFallback
 
@@ -51,6 +54,7 @@ class EmbedProgress:
         chunks: pieces that these pages have.
         embedded: pieces that the model was given; all others kept their vectors.
         cut: pages of which only the first part is embedded, because they are very long.
+        unfinished: pages of which some pieces' vectors are there and wait for the rest, which the next run does.
         removed: pages that are gone, and whose vectors were removed.
         skipped_customers: whose pages another program is embedding at the moment.
         seconds: since the run began.
@@ -62,6 +66,7 @@ class EmbedProgress:
     chunks: int = 0
     embedded: int = 0
     cut: int = 0
+    unfinished: int = 0
     removed: int = 0
     skipped_customers: int = 0
     seconds: float = 0.0
@@ -95,6 +100,9 @@ def usable_provider(engine: Engine) -> EmbeddingProvider:
     with service_connection(engine=engine) as connection:
         store.check_usable(connection, provider.model, provider.dimensions)
     return provider
+
+
+_Group = list[tuple["WaitingPage", tuple[Chunk, ...], bool]]
 
 
 class _Run:
@@ -186,11 +194,9 @@ class _Run:
                 self._embed(group, known)
             after = pages[-1].page_id
 
-    def _groups(
-        self, pages: Sequence[WaitingPage], known: dict[int, set[str]]
-    ) -> Iterator[list[tuple[WaitingPage, tuple[Chunk, ...], bool]]]:
+    def _groups(self, pages: Sequence[WaitingPage], known: dict[int, set[str]]) -> Iterator[_Group]:
         """Pages whose new pieces make up about one call of the provider."""
-        group: list[tuple[WaitingPage, tuple[Chunk, ...], bool]] = []
+        group: _Group = []
         new = 0
         for page in pages:
             _check(self.stop)
@@ -210,38 +216,74 @@ class _Run:
         if group:
             yield group
 
-    def _embed(
-        self, group: Sequence[tuple[WaitingPage, tuple[Chunk, ...], bool]], known: dict[int, set[str]]
-    ) -> None:
+    def _embed(self, group: _Group, known: dict[int, set[str]]) -> None:
         wanted = {
             chunk.hash: chunk.model_input
             for page, chunks, _ in group
             for chunk in chunks
             if chunk.hash not in known[page.page_id]
         }
-        vectors: dict[str, str] = {}
         hashes = list(wanted)
-        # A page of a thousand pieces is many calls, and a stop is looked at between them.
-        for start in range(0, len(hashes), self.provider.batch_size):
-            part = hashes[start : start + self.provider.batch_size]
-            found = self.provider.embed([wanted[one] for one in part], stop=self.stop)
-            if found.shape != (len(part), self.provider.dimensions):
-                msg = f"provider {self.provider.name} gave {found.shape} for {len(part)} texts: nothing is stored"
-                raise EmbeddingError(msg)
-            vectors.update((one, as_vector(row)) for one, row in zip(part, found.tolist(), strict=True))
-        pages = [
-            (
-                page,
-                [
-                    store.StoredChunk(chunk.index, chunk.heading, chunk.text, chunk.hash, vectors.get(chunk.hash))
-                    for chunk in chunks
-                ],
-            )
-            for page, chunks, _ in group
-        ]
+        found: dict[str, Vectors] = {}
+        try:
+            # A page of a thousand pieces is many calls: what each brings is stored before the next is paid for.
+            for start in range(0, len(hashes), self.provider.batch_size):
+                if found:
+                    self._store(group, known, found)
+                part = hashes[start : start + self.provider.batch_size]
+                self.provider.embed(
+                    [wanted[one] for one in part], stop=self.stop, keep=partial(self._take, part, found)
+                )
+                if len(found) != len(part):
+                    msg = f"provider {self.provider.name} gave {len(found)} vectors for {len(part)} texts"
+                    raise EmbeddingError(msg)
+        except EmbeddingError:
+            if found:
+                self._store(group, known, found)
+            raise
+        self._store(group, known, found)
+
+    def _take(self, part: Sequence[str], found: dict[str, Vectors], numbers: Sequence[int], vectors: Vectors) -> None:
+        if vectors.shape != (len(numbers), self.provider.dimensions):
+            msg = f"provider {self.provider.name} gave {vectors.shape} for {len(numbers)} texts: nothing is stored"
+            raise EmbeddingError(msg)
+        found.update((part[number], row) for number, row in zip(numbers, vectors, strict=True))
+
+    def _store(self, group: _Group, known: dict[int, set[str]], found: dict[str, Vectors]) -> None:
+        """Store the pages that are whole, and keep for the others what was found of them."""
+        written = {one: as_vector(row.tolist()) for one, row in found.items()}
+        whole, parts, cut = [], [], 0
+        for page, chunks, is_cut in group:
+            there = known[page.page_id]
+            rows = [
+                store.StoredChunk(
+                    chunk.index,
+                    chunk.heading,
+                    chunk.text,
+                    chunk.hash,
+                    None if chunk.hash in there else written.get(chunk.hash),
+                )
+                for chunk in chunks
+            ]
+            there.update(row.hash for row in rows if row.vector is not None)
+            if all(row.hash in there for row in rows):
+                whole.append((page, rows))
+                cut += is_cut
+            else:
+                parts.append((page, rows))
         with service_connection(engine=self.engine) as connection:
-            stored, chunks = store.store_pages(connection, self.provider.model, pages)
-        self.add(pages=stored, chunks=chunks, embedded=len(wanted), cut=sum(cut for _, _, cut in group))
+            stored, pieces = store.store_pages(connection, self.provider.model, whole)
+            store.keep_vectors(connection, self.provider.model, parts)
+        unfinished = sum(any(row.hash in known[page.page_id] for row in rows) for page, rows in parts)
+        self.progress = replace(self.progress, unfinished=unfinished)
+        self.add(pages=stored, chunks=pieces, embedded=len(found), cut=cut)
+        found.clear()
+
+    def stopped_by(self, error: EmbeddingError) -> str:
+        """Why the run ended early, and what waits."""
+        count = self.progress.unfinished
+        pages = "of one page a part is" if count == 1 else f"of {count:,} pages a part is"
+        return f"{error} ({pages} embedded and kept)" if count else str(error)
 
     def _changed(self, customers: set[UUID]) -> None:
         if self._cache is not None:
@@ -282,7 +324,7 @@ def embed_missing(
 
     Raises:
         ModelRefused: the model cannot be used as it is set; nothing was written.
-        EmbeddingError: the provider gave nothing at all before its first batch was stored.
+        EmbeddingError: the provider gave nothing at all.
     """
     run = _Run(engine, provider, stop or (lambda: False), on_progress, limit, cache, job_id)
     with service_connection(engine=engine) as connection:
@@ -301,9 +343,9 @@ def embed_missing(
     except EmbeddingCancelled:
         return replace(run.progress, stopped="asked to stop")
     except EmbeddingError as error:
-        if not run.progress.pages:
+        if not run.progress.embedded and not run.progress.pages:
             raise
-        return replace(run.progress, stopped=str(error), bounded=isinstance(error, BudgetSpent))
+        return replace(run.progress, stopped=run.stopped_by(error), bounded=isinstance(error, BudgetSpent))
     if run.left() <= 0:
         return replace(run.progress, stopped=f"the limit of {limit:,} pages is reached", bounded=True)
     return run.progress

@@ -50,7 +50,7 @@ _READ_BY_SEARCH: Final = frozenset({"scraped_pages", "website_content"})
 # The platform's working state beside the business tables: leases, deliveries under way, how far something has come.
 WORKING_TABLES: Final = (
     "crawl_workers", "page_links", "alert_deliveries", "watermarks", "embedding_models", "search_configurations",
-    "page_versions", "page_html", "site_blocks",
+    "page_versions", "page_html", "site_blocks", "waiting_vectors",
 )  # fmt: skip
 
 # Functions that client access needs: the policies' own, and what triggers and queries call on its behalf.

@@ -2,7 +2,8 @@
 
 What a page has been embedded with stands beside its text (`website_content.embedded_models`) and is emptied by
 triggers when its text or title changes, so what is missing is found by a partial index and never by comparing. Each
-batch is a transaction: whoever is killed has lost the batch that was under way, and no more.
+batch is a transaction: whoever is killed has lost the batch that was under way, and no more. Vectors of a page that
+is not embedded whole yet wait in `omniops_meta.waiting_vectors`, where no search sees them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from psycopg import sql
-from sqlalchemy import column, create_engine, exists, func, literal, not_, select, table, text
+from sqlalchemy import column, create_engine, exists, func, literal, not_, select, table, text, union_all
 from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.pool import NullPool
 
@@ -37,6 +38,9 @@ _MODELS: Final = table(
     "embedding_models",
     *(column(name) for name in ("model", "provider", "dimensions", "created_at")),
     schema="omniops_meta",
+)
+_WAITING: Final = table(
+    "waiting_vectors", *(column(name) for name in ("page_id", "model", "chunk_hash")), schema="omniops_meta"
 )
 
 
@@ -93,7 +97,7 @@ class StoredChunk:
         heading: under which it stands.
         text: what it says.
         hash: of what the model reads.
-        vector: as pgvector writes it; None: its vector is stored already, wherever in the page.
+        vector: as pgvector writes it; None: its vector is stored already, wherever in the page, or waits.
     """
 
     index: int
@@ -399,10 +403,15 @@ def by_customer(connection: Connection, model: str) -> list[CustomerEmbeddings]:
 
 
 def stored_hashes(connection: Connection, model: str, page_ids: Sequence[int]) -> dict[int, set[str]]:
-    """Hashes of the pieces that are stored with a vector, by page."""
+    """Hashes of the pieces whose vectors are there, stored or waiting, by page."""
     rows = connection.execute(
-        select(page_embeddings.c.page_id, page_embeddings.c.chunk_hash).where(
-            page_embeddings.c.page_id == func.any(literal(list(page_ids))), page_embeddings.c.model == model
+        union_all(
+            *(
+                select(of.c.page_id, of.c.chunk_hash).where(
+                    of.c.page_id == func.any(literal(list(page_ids))), of.c.model == model
+                )
+                for of in (page_embeddings, _WAITING)
+            )
         )
     )
     found: dict[int, set[str]] = {page_id: set() for page_id in page_ids}
@@ -419,7 +428,7 @@ def store_pages(
 ) -> tuple[int, int]:
     """Replace the pieces of pages by new ones. What has not changed keeps its vector, wherever it now stands.
 
-    A page that says something else by now is left as it is: it waits for its next turn.
+    A page that says something else by now is left as it is: it waits for its next turn, and new vectors wait with it.
 
     Args:
         connection: as the service, in a transaction.
@@ -440,7 +449,45 @@ def store_pages(
     fresh = {page_id for page_id, version in current if version == by_id[page_id].version}
     rows = list(_rows(pages, fresh))
     connection.execute(text(_STORE), {"model": model, "pages": sorted(fresh), **_columns(rows)})
+    keep_vectors(connection, model, [(page, chunks) for page, chunks in pages if page.page_id not in fresh])
     return len(fresh), len(rows)
+
+
+def keep_vectors(
+    connection: Connection, model: str, pages: Sequence[tuple[WaitingPage, Sequence[StoredChunk]]]
+) -> None:
+    """Keep the new vectors of pages that are not embedded whole: the next run need not pay for them again.
+
+    Args:
+        connection: as the service, in a transaction.
+        model: its id, registered.
+        pages: each with all of its pieces; those without a vector are yet to come, or there already.
+    """
+    found = {
+        (page.page_id, chunk.hash): chunk.vector
+        for page, chunks in pages
+        for chunk in chunks
+        if chunk.vector is not None
+    }
+    if not found:
+        return
+    connection.execute(
+        text("""
+            INSERT INTO omniops_meta.waiting_vectors (page_id, customer_id, model, chunk_hash, embedding)
+            SELECT p.id, p.customer_id, :model, w.chunk_hash, CAST(w.vector AS halfvec)
+            FROM unnest(CAST(:pages AS bigint[]), CAST(:hashes AS text[]), CAST(:vectors AS text[]))
+                 AS w (page_id, chunk_hash, vector)
+            JOIN scraped_pages AS p ON p.id = w.page_id AND p.removed_at IS NULL
+            ORDER BY p.id, w.chunk_hash
+            FOR KEY SHARE OF p
+            ON CONFLICT (page_id, model, chunk_hash) DO NOTHING"""),
+        {
+            "model": model,
+            "pages": [page_id for page_id, _ in found],
+            "hashes": [chunk_hash for _, chunk_hash in found],
+            "vectors": list(found.values()),
+        },
+    )
 
 
 def _rows(
@@ -489,7 +536,9 @@ _STORE: Final = """
         SELECT w.page_id, w.customer_id, :model, w.chunk_index, w.heading, w.chunk_text, w.chunk_hash,
                coalesce(CAST(w.vector AS halfvec), (
                    SELECT s.embedding FROM stored AS s
-                   WHERE s.page_id = w.page_id AND s.chunk_hash = w.chunk_hash ORDER BY s.chunk_index LIMIT 1))
+                   WHERE s.page_id = w.page_id AND s.chunk_hash = w.chunk_hash ORDER BY s.chunk_index LIMIT 1), (
+                   SELECT v.embedding FROM omniops_meta.waiting_vectors AS v
+                   WHERE v.page_id = w.page_id AND v.model = :model AND v.chunk_hash = w.chunk_hash))
         FROM wanted AS w
         WHERE NOT EXISTS (SELECT 1 FROM kept AS k WHERE k.page_id = w.page_id AND k.chunk_index = w.chunk_index)
         ORDER BY w.page_id, w.chunk_index
@@ -497,6 +546,9 @@ _STORE: Final = """
             heading = EXCLUDED.heading, chunk_text = EXCLUDED.chunk_text, chunk_hash = EXCLUDED.chunk_hash,
             embedding = EXCLUDED.embedding, created_at = now()
         RETURNING 1
+    ), used AS (
+        DELETE FROM omniops_meta.waiting_vectors AS v
+        WHERE v.page_id = ANY (CAST(:pages AS bigint[])) AND v.model = :model
     )
     UPDATE website_content AS c
     SET embedded_models = array_append(array_remove(c.embedded_models, CAST(:model AS text)), CAST(:model AS text))
@@ -524,6 +576,10 @@ def remove_vectors_of_removed_pages(
                 ORDER BY p.id LIMIT :limit FOR UPDATE OF w
             ), removed AS (
                 DELETE FROM page_embeddings AS e USING gone AS g WHERE e.page_id = g.id RETURNING 1
+            ), waiting AS (
+                DELETE FROM omniops_meta.waiting_vectors AS v USING scraped_pages AS p
+                WHERE p.id = v.page_id AND p.removed_at IS NOT NULL
+                  AND (CAST(:customer AS uuid) IS NULL OR p.customer_id = :customer)
             )
             UPDATE website_content AS w SET embedded_models = '{}' FROM gone AS g WHERE w.page_id = g.id
             RETURNING g.customer_id"""),
@@ -563,6 +619,7 @@ def forget_model(connection: Connection, model: str, *, limit: int = 1_000) -> i
             ),
             {"model": model},
         )  # pages without any piece
+        connection.execute(text("DELETE FROM omniops_meta.waiting_vectors WHERE model = :model"), {"model": model})
         connection.execute(text("DELETE FROM omniops_meta.embedding_models WHERE model = :model"), {"model": model})
     return len(pages)
 

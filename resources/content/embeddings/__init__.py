@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resources.settings import EmbeddingSettings
 
     Vectors = NDArray[np.float32]
+    Keep = Callable[[Sequence[int], Vectors], None]
 
 # pgvector's HNSW takes half-precision vectors up to this width.
 MAX_DIMENSIONS = 4_000
@@ -58,12 +59,16 @@ class EmbeddingProvider(Protocol):
     def count_tokens(self, text: str) -> int:
         """Length of a text in the model's tokens, special tokens included; never too few."""
 
-    def embed(self, texts: Sequence[str], *, stop: Callable[[], bool] | None = None) -> Vectors:
+    def embed(
+        self, texts: Sequence[str], *, stop: Callable[[], bool] | None = None, keep: Keep | None = None
+    ) -> Vectors:
         """One unit vector for each text, in order.
 
         Args:
             texts: what is to be embedded; longer ones than `max_tokens` are cut.
             stop: asked now and then: True ends it within seconds.
+            keep: given numbers of texts and their vectors as they come, each once, from any thread; where it ends
+                with an error, those are what there is, and they were paid for.
 
         Raises:
             EmbeddingError: it could not be done.

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from resources.content.embeddings import Keep
+
 _SHA256: Final = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 
 # Of one call of the model, padding included. Texts of one length need none, so they are sorted by length first; small
@@ -56,7 +58,9 @@ class MiniLM:
         """Length of a text in tokens."""
         return count_tokens(text)
 
-    def embed(self, texts: Sequence[str], *, stop: Callable[[], bool] | None = None) -> NDArray[np.float32]:
+    def embed(
+        self, texts: Sequence[str], *, stop: Callable[[], bool] | None = None, keep: Keep | None = None
+    ) -> NDArray[np.float32]:
         """See `EmbeddingProvider.embed`.
 
         Raises:
@@ -86,6 +90,8 @@ class MiniLM:
                 weights = mask[:, :, None].astype(np.float32)
                 hidden = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
             vectors[numbers] = hidden / np.maximum(np.linalg.norm(hidden, axis=1, keepdims=True), 1e-12)
+            if keep is not None:
+                keep(numbers, vectors[numbers])
         return vectors
 
     def _loaded(self) -> Any:

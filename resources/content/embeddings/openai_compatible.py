@@ -12,6 +12,7 @@ import json
 import logging
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from resources.content.embeddings import Keep
     from resources.settings import EmbeddingSettings
 
 logger = logging.getLogger(__name__)
@@ -41,9 +43,37 @@ MAX_RETRY_AFTER_SECONDS: Final = 120.0
 _BACKOFF_SECONDS: Final = 0.5
 _MAX_BACKOFF_SECONDS: Final = 30.0
 _STOP_LOOK_SECONDS: Final = 0.25
+# What is under way is paid for: a stop waits so long for its vectors.
+_STOP_GRACE_SECONDS: Final = 2.0
 # 64 vectors of 4,000 numbers as JSON text are 6 MB.
 _MAX_ANSWER_BYTES: Final = 64 * 2**20
 _TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+
+class _Asked:
+    """What one call of `embed` asks for; `over`: no further request is sent."""
+
+    def __init__(
+        self,
+        texts: list[str],
+        tokens: Sequence[int],
+        stop: Callable[[], bool] | None,
+        arrived: Callable[[int, list[list[float]]], None],
+    ) -> None:
+        self.texts = texts
+        self.tokens = tokens
+        self.stop = stop
+        self.arrived = arrived
+        self.over = asyncio.Event()
+
+    async def is_over_within(self, seconds: float) -> bool:
+        """Sleep so long, or until it is over."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.over.wait()
+        except TimeoutError:
+            return False
+        return True
 
 
 class OpenAICompatible:
@@ -87,8 +117,10 @@ class OpenAICompatible:
         """
         return max(count_tokens(text), (len(text.encode("utf-8", "replace")) + 2) // 3)
 
-    def embed(self, texts: Sequence[str], *, stop: Callable[[], bool] | None = None) -> NDArray[np.float32]:
-        """See `EmbeddingProvider.embed`.
+    def embed(
+        self, texts: Sequence[str], *, stop: Callable[[], bool] | None = None, keep: Keep | None = None
+    ) -> NDArray[np.float32]:
+        """See `EmbeddingProvider.embed`. What the run may not send any more is not sent, and all before it is.
 
         Raises:
             EmbeddingError: the endpoint gave no vectors, however often it was asked.
@@ -98,33 +130,75 @@ class OpenAICompatible:
         """
         import numpy as np  # noqa: PLC0415 - as in the embedded model
 
-        if not texts:
-            return np.empty((0, self.dimensions), dtype=np.float32)
-        self._spend(sum(self.count_tokens(text) for text in texts))
-        # A thread of its own, because the caller's may have a running loop already.
-        with ThreadPoolExecutor(1, thread_name_prefix="embeddings") as pool:
-            rows = pool.submit(lambda: asyncio.run(self._embed_all(list(texts), stop))).result()
-        vectors = np.asarray(rows, dtype=np.float32)
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        tokens = [self.count_tokens(text) for text in texts]
+        affordable = self._affordable(tokens)
+
+        def arrived(start: int, rows: list[list[float]]) -> None:
+            numbers = range(start, start + len(rows))
+            vectors[start : numbers.stop] = self._unit(np.asarray(rows, dtype=np.float32))
+            if keep is not None:
+                keep(numbers, vectors[start : numbers.stop])
+
+        if affordable:
+            # A thread of its own, because the caller's may have a running loop already.
+            with ThreadPoolExecutor(1, thread_name_prefix="embeddings") as pool:
+                asked = _Asked(list(texts[:affordable]), tokens, stop, arrived)
+                pool.submit(lambda: asyncio.run(self._embed_all(asked))).result()
+        if affordable < len(texts):
+            raise self._too_much(tokens[affordable])
+        return vectors
+
+    def _unit(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        import numpy as np  # noqa: PLC0415
+
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(norms).all() or (norms == 0).any():
             msg = f"{self.shown} gave a vector that has no direction (zero, or not finite) for {self.model}"
             raise EmbeddingRefused(msg)
         return np.asarray(vectors / norms, dtype=np.float32)
 
-    def _spend(self, tokens: int) -> None:
+    # --- the budget ---------------------------------------------------------------------------------------------
+
+    def _affordable(self, tokens: Sequence[int]) -> int:
+        """How many texts, from the first one, the run may still send."""
+        left = self._left
+        for number, count in enumerate(tokens):
+            left -= count
+            if left < 0:
+                return number
+        return len(tokens)
+
+    def _take(self, tokens: int) -> bool:
+        """Count a request before it is sent; False: it may not be."""
         with self._lock:
             if tokens > self._left:
-                msg = (
-                    f"this run may send {self._settings.max_run_tokens:,} tokens to {self.shown}, and "
-                    f"{self._left:,} are left, but the next texts have {tokens:,}: run `omniops embed --missing` "
-                    "again for the rest, or raise OMNIOPS_EMBEDDINGS_MAX_RUN_TOKENS"
-                )
-                raise BudgetSpent(msg)
+                return False
             self._left -= tokens
+            return True
 
-    async def _embed_all(self, texts: list[str], stop: Callable[[], bool] | None) -> list[list[float]]:
+    def _give_back(self, tokens: int) -> None:
+        """The request was not sent, or answered with an error: no vectors were made, and nothing was paid."""
+        with self._lock:
+            self._left += tokens
+
+    def _too_much(self, tokens: int) -> EmbeddingError:
+        most = self._settings.max_run_tokens
+        if tokens > most:
+            return EmbeddingRefused(
+                f"a text has {tokens:,} tokens, and a run may send {most:,} to {self.shown}: no run could embed it, "
+                f"and it was not sent. Raise OMNIOPS_EMBEDDINGS_MAX_RUN_TOKENS to {tokens:,} or more"
+            )
+        return BudgetSpent(
+            f"this run may send {most:,} tokens to {self.shown}, and {self._left:,} are left, but the next text has "
+            f"{tokens:,}: run `omniops embed --missing` again for the rest, or raise "
+            "OMNIOPS_EMBEDDINGS_MAX_RUN_TOKENS"
+        )
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    async def _embed_all(self, asked: _Asked) -> None:
         size = self._settings.batch
-        batches = [texts[start : start + size] for start in range(0, len(texts), size)]
         limit = asyncio.Semaphore(self._settings.concurrency)
         connector: aiohttp.TCPConnector = guarded_connector(
             allow_private=self._settings.allow_private, limit=self._settings.concurrency
@@ -136,54 +210,79 @@ class OpenAICompatible:
             headers={"User-Agent": "OmniOps-Embeddings/1"},
         ) as session:
 
-            async def one(batch: list[str]) -> list[list[float]]:
+            async def one(start: int) -> None:
                 async with limit:
-                    return await self._ask(session, batch)
+                    if asked.over.is_set():
+                        return
+                    try:
+                        asked.arrived(start, await self._ask(session, asked, start))
+                    except EmbeddingError:
+                        asked.over.set()  # before the next one is let in
+                        raise
 
-            tasks = [asyncio.create_task(one(batch)) for batch in batches]
+            tasks = [asyncio.create_task(one(start)) for start in range(0, len(asked.texts), size)]
             try:
-                await self._wait(tasks, stop)
-                return [row for task in tasks for row in task.result()]
+                await self._wait(tasks, asked)
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _wait(self, tasks: Sequence[asyncio.Task[Any]], stop: Callable[[], bool] | None) -> None:
-        waiting: set[asyncio.Task[Any]] = set(tasks)
-        while waiting:
+    async def _wait(self, tasks: Sequence[asyncio.Task[None]], asked: _Asked) -> None:
+        """Wait for all requests; after an error or a stop for those that are under way, which are paid for."""
+        waiting: set[asyncio.Task[None]] = set(tasks)
+        error: BaseException | None = None
+        until: float | None = None
+        while waiting and (until is None or time.monotonic() < until):
             done, waiting = await asyncio.wait(
-                waiting, timeout=_STOP_LOOK_SECONDS, return_when=asyncio.FIRST_EXCEPTION
+                waiting, timeout=_STOP_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
-                task.result()
-            if stop is not None and stop():
-                msg = "embedding was stopped before its end; what is stored stays"
-                raise EmbeddingCancelled(msg)
+                error = error or task.exception()
+            if until is None and asked.stop is not None and asked.stop():
+                until = time.monotonic() + _STOP_GRACE_SECONDS
+                error = error or EmbeddingCancelled("embedding was stopped before its end; what is stored stays")
+            if error is not None:
+                asked.over.set()
+        if error is not None:
+            raise error
 
-    async def _ask(self, session: aiohttp.ClientSession, texts: list[str]) -> list[list[float]]:
-        """One request, until it is answered or has been tried often enough."""
-        wait = 0.0
-        for attempt in range(1, self._settings.max_tries + 1):
-            if wait:
-                await asyncio.sleep(wait)
-            why, asked = "", None
+    async def _ask(self, session: aiohttp.ClientSession, asked: _Asked, start: int) -> list[list[float]]:
+        """One request, until it is answered or has been tried often enough.
+
+        Each try counts as tokens sent, but for those that were answered with an error or never sent.
+        """
+        texts = asked.texts[start : start + self._settings.batch]
+        tokens = sum(asked.tokens[start : start + len(texts)])
+        tries, wait, why = 0, 0.0, ""
+        while tries < self._settings.max_tries:
+            if tries and await asked.is_over_within(wait):
+                break
+            if not self._take(tokens):
+                if not tries:
+                    raise self._too_much(tokens)
+                why += ", and this run may send no more"
+                break
+            tries += 1
+            pause = None
             try:
                 async with asyncio.timeout(self._settings.timeout_seconds):
                     status, headers, body = await self._post(session, texts)
                 if status == 200:
                     return self._checked(body, len(texts))
-                why, asked = f"answered {status}", self._judge(status, headers, body)
+                self._give_back(tokens)
+                why, pause = f"answered {status}", self._judge(status, headers, body)
             except TimeoutError:
                 why = f"gave no answer within {self._settings.timeout_seconds:g} s"
             except (aiohttp.ClientError, OSError) as error:
+                if isinstance(error, aiohttp.ClientConnectorError):
+                    self._give_back(tokens)
                 why = self._reason(error)
-            if attempt == self._settings.max_tries:
-                break
-            backoff = min(_MAX_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2 ** (attempt - 1))
-            wait = asked if asked is not None else backoff * _chance.uniform(0.5, 1.0)
-            logger.info("%s %s; asked again in %.1f s (try %d)", self.shown, why, wait, attempt)
-        msg = f"{self.shown} {why} ({self._settings.max_tries} tries): the rest is embedded by a later run"
+            backoff = min(_MAX_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2 ** (tries - 1))
+            wait = pause if pause is not None else backoff * _chance.uniform(0.5, 1.0)
+            if tries < self._settings.max_tries:
+                logger.info("%s %s; asked again in %.1f s (try %d)", self.shown, why, wait, tries)
+        msg = f"{self.shown} {why} ({tries} tries): the rest is embedded by a later run"
         raise EmbeddingError(msg)
 
     async def _post(self, session: aiohttp.ClientSession, texts: list[str]) -> tuple[int, Any, bytes]:

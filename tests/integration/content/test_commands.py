@@ -86,6 +86,12 @@ def test_a_model_is_prepared_used_listed_and_forgotten(
         (("--forget", "word2vec"), {}, 2, "no vectors were made with 'word2vec'"),
         (("--missing",), {"OMNIOPS_EMBEDDINGS": "none"}, 2, "OMNIOPS_EMBEDDINGS is none"),
         (("--missing",), {"OMNIOPS_EMBEDDINGS": "word2vec"}, 1, "must be one of minilm, openai, none"),
+        (
+            ("--missing",),
+            {"OMNIOPS_EMBEDDINGS_MAX_RUN_TOKENS": "100"},
+            1,
+            "100, but one piece of a page may have 512",
+        ),
         (("--missing",), {"OMNIOPS_EMBEDDINGS_MODEL": "unknown"}, 1, "omniops embed --prepare"),
         (("--missing",), {"OMNIOPS_EMBEDDINGS_MODEL": ""}, 1, "OMNIOPS_EMBEDDINGS_MODEL must name"),
         (("--missing",), {"OMNIOPS_EMBEDDINGS_DIMENSIONS": "96"}, 1, "48 dimensions in this database, not of 96"),
@@ -152,6 +158,27 @@ def test_trouble_after_the_first_batch_is_exit_1_and_what_is_stored_is_said(
     assert 0 < done["pages"] < 24
     server.answer = lambda *_: None
     assert json.loads(omniops("embed", "--missing", "--json")[1])["pages"] == 24 - done["pages"]
+
+
+def test_a_budget_smaller_than_a_page_is_no_trouble_and_runs_until_it_is_done(
+    database: Database, shop: UUID, server: EmbeddingServer, omniops: Call
+) -> None:
+    add_pages(database, shop, {"/long": "# Long\n\n" + " ".join(f"Sentence {n} says little." for n in range(60))})
+    bounded = {"OMNIOPS_EMBEDDINGS_MAX_TOKENS": "64", "OMNIOPS_EMBEDDINGS_MAX_RUN_TOKENS": "200"}
+    omniops("embed", "--prepare")
+    said = []
+    for _ in range(20):
+        status, out, _ = omniops("embed", "--missing", "--json", **bounded)
+        said.append(json.loads(out))
+        assert status == 0
+        if said[-1]["stopped"] is None:
+            break
+        assert "may send 200 tokens" in said[-1]["stopped"]
+    assert said[-1]["stopped"] is None
+    assert [one["unfinished"] for one in said[1:-1]] == [1] * (len(said) - 2)
+    assert "of one page a part is embedded and kept" in said[1]["stopped"]
+    assert len(said) > 3
+    assert vectors(database) == len(server.texts) == len(set(server.texts)) == sum(one["embedded"] for one in said)
 
 
 # --- search -----------------------------------------------------------------------------------------------------

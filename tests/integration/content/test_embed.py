@@ -191,6 +191,146 @@ def test_another_program_at_the_same_customer_is_not_disturbed(
     assert embed_missing(database.engine, provider).pages == len(SHOP)
 
 
+# --- vectors that were paid for ---------------------------------------------------------------------------------
+
+
+def pieces_of(provider: OpenAICompatible, markdown: str) -> int:
+    return len(
+        chunk_page(
+            title="Long", markdown=markdown, text="", max_tokens=provider.max_tokens,
+            count_tokens=provider.count_tokens,
+        ).chunks
+    )  # fmt: skip
+
+
+def waiting_vectors(database: Database) -> int:
+    return int(str(database.value("SELECT count(*) FROM omniops_meta.waiting_vectors")))
+
+
+def small(server: EmbeddingServer, **settings: Any) -> OpenAICompatible:
+    """A run that may send two pieces or three."""
+    given = {"max_tokens": 64, "max_run_tokens": 150, "batch": 8, "concurrency": 2, **settings}
+    return provider_of(server, **given)
+
+
+def test_a_page_that_is_larger_than_a_runs_budget_is_embedded_by_several_and_no_piece_is_sent_twice(
+    database: Database, provider: OpenAICompatible, server: EmbeddingServer
+) -> None:
+    customer = add_customer(database, "small")
+    page = f"# Long\n\n{LONG[:2500]}"
+    add_pages(database, customer, {"/long": page})
+    pieces = pieces_of(small(server), page)
+    runs, sent = 0, -1
+    while True:
+        runs += 1
+        done = embed_missing(database.engine, small(server))
+        assert len(server.texts) > sent
+        sent = len(server.texts)
+        if done.stopped is None:
+            break
+        assert done.bounded
+        assert "may send 150 tokens" in done.stopped
+        assert "MAX_RUN_TOKENS" in done.stopped
+        assert "of one page a part is embedded and kept" in done.stopped
+        assert (done.pages, done.unfinished) == (0, 1)
+        # Nothing half is found.
+        assert rows_of(database) == []
+        assert waiting_vectors(database) == sent
+    assert runs > 3
+    assert len(server.texts) == len(set(server.texts)) == pieces
+    assert len(rows_of(database)) == pieces
+    assert waiting_vectors(database) == 0
+    assert [row["embedding"] for row in rows_of(database)] == vectors_of(database, server)
+
+
+def vectors_of(database: Database, server: EmbeddingServer) -> list[object]:
+    """What the same texts have when they are embedded at once."""
+    with database.engine.begin() as connection:
+        while store.forget_model(connection, MODEL):
+            pass
+    embed_missing(database.engine, small(server, max_run_tokens=100_000))
+    return [row["embedding"] for row in rows_of(database)]
+
+
+def test_of_several_pages_those_that_are_whole_are_stored_when_the_budget_ends(
+    database: Database, provider: OpenAICompatible, server: EmbeddingServer
+) -> None:
+    customer = add_customer(database, "several")
+    add_pages(database, customer, {f"/{n}": f"# Page {n}\n\n{LONG[:150]}" for n in range(6)})
+    done = embed_missing(database.engine, small(server))
+    assert 0 < done.pages < 6
+    assert done.pages == len(server.texts) == len(rows_of(database))
+    assert (done.unfinished, waiting_vectors(database)) == (0, 0)
+    for _ in range(6):
+        done = embed_missing(database.engine, small(server))
+    assert done.stopped is None
+    assert len(server.texts) == len(set(server.texts)) == 6
+
+
+@pytest.mark.parametrize("end", ["error", "stop"])
+def test_what_came_before_an_error_or_a_stop_is_not_paid_for_again(
+    end: str, database: Database, provider: OpenAICompatible, server: EmbeddingServer
+) -> None:
+    customer = add_customer(database, "cut-off")
+    add_pages(database, customer, {"/long": f"# Long\n\n{LONG}"})
+    bounded = {"max_run_tokens": 100_000, "batch": 2, "concurrency": 1, "max_tries": 1}
+    if end == "error":
+        server.answer = lambda number, _: (500, {}, {}) if number == 3 else None
+    done = embed_missing(
+        database.engine, small(server, **bounded), stop=lambda: end == "stop" and len(server.asked) >= 4
+    )
+    assert done.stopped is not None
+    assert (done.pages, done.unfinished, done.bounded) == (0, 1, False)
+    came = len(server.texts) - (2 if end == "error" else 0)
+    assert done.embedded == came == waiting_vectors(database)
+    refused = server.texts[came:]
+    server.answer = lambda *_: None
+    assert embed_missing(database.engine, small(server, **bounded)).pages == 1
+    again = [text for text in set(server.texts) if server.texts.count(text) > 1]
+    assert sorted(again) == sorted(refused)
+    assert waiting_vectors(database) == 0
+
+
+def test_a_page_that_changes_between_two_runs_pays_for_its_new_pieces_alone(
+    database: Database, provider: OpenAICompatible, server: EmbeddingServer
+) -> None:
+    customer = add_customer(database, "changing")
+    page = "# Guide\n\n" + "\n\n".join(f"## Part {n}\n\n{LONG[n * 200 : n * 200 + 180]}" for n in range(8))
+    add_pages(database, customer, {"/guide": page})
+    embed_missing(database.engine, small(server))
+    begun = len(server.texts)
+    assert 0 < begun == waiting_vectors(database)
+    add_pages(database, customer, {"/guide": page.replace("## Part 7\n", "## Part 7\n\nNew words.\n")})
+    embed_missing(database.engine, small(server, max_run_tokens=100_000))
+    assert len(server.texts) == len(set(server.texts)) == len(rows_of(database))
+    assert waiting_vectors(database) == 0
+
+
+def test_vectors_that_wait_go_with_their_page_their_model_and_their_customer(
+    database: Database, provider: OpenAICompatible, server: EmbeddingServer
+) -> None:
+    customer = add_customer(database, "gone")
+
+    def begin() -> None:
+        add_pages(database, customer, {"/long": f"# Long\n\n{LONG}"})
+        embed_missing(database.engine, small(server))
+        assert waiting_vectors(database) > 0
+
+    begin()
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE scraped_pages SET removed_at = now()"))
+    embed_missing(database.engine, small(server))
+    assert waiting_vectors(database) == 0
+    begin()
+    with database.engine.begin() as connection:
+        assert store.forget_model(connection, MODEL) == 0
+    assert waiting_vectors(database) == 0
+    begin()
+    with database.engine.begin() as connection:
+        connection.execute(text("DELETE FROM customers"))
+    assert waiting_vectors(database) == 0
+
+
 # --- kills -----------------------------------------------------------------------------------------------------
 
 _PROGRAM = """
@@ -201,11 +341,18 @@ embed_missing(stack.database_engine(), provider_from_settings())
 """
 
 
+@pytest.mark.parametrize(
+    "pages",
+    [{f"/{n}": f"# Page {n}\n\nIt says {n} and nothing else." for n in range(60)}, {"/long": f"# Long\n\n{LONG}"}],
+    ids=["many pages", "one page"],
+)
 def test_killed_in_the_middle_it_goes_on_where_it_was(
-    database: Database, provider: OpenAICompatible, server: EmbeddingServer, tmp_path: Path
+    pages: dict[str, str], database: Database, provider: OpenAICompatible, server: EmbeddingServer, tmp_path: Path
 ) -> None:
     customer = add_customer(database, "killed")
-    add_pages(database, customer, {f"/{n}": f"# Page {n}\n\nIt says {n} and nothing else." for n in range(60)})
+    add_pages(database, customer, pages)
+    after = small(server, max_run_tokens=100_000)
+    total = sum(pieces_of(after, page) for page in pages.values())
     server.hang_seconds = 0.1
     environment = {
         **database.environment(tmp_path),
@@ -216,6 +363,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(
         "OMNIOPS_EMBEDDINGS_ALLOW_PRIVATE": "1",
         "OMNIOPS_EMBEDDINGS_BATCH": "5",
         "OMNIOPS_EMBEDDINGS_CONCURRENCY": "1",
+        "OMNIOPS_EMBEDDINGS_MAX_TOKENS": "64",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     process = subprocess.Popen([sys.executable, "-c", _PROGRAM], env=environment)
@@ -231,11 +379,11 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(
         process.kill()
         process.wait()
     server.hang_seconds = 0.0
-    stored = len(rows_of(database))
-    assert 0 < stored < 60
-    done = embed_missing(database.engine, provider, wait=True)
-    assert done.embedded == 60 - stored
-    assert len({(row["page_id"], row["chunk_index"]) for row in rows_of(database)}) == 60
+    kept = len(rows_of(database)) + waiting_vectors(database)
+    assert 10 <= kept < total
+    done = embed_missing(database.engine, after, wait=True)
+    assert done.embedded == total - kept
+    assert len({(row["page_id"], row["chunk_index"]) for row in rows_of(database)}) == total
 
 
 # --- models ----------------------------------------------------------------------------------------------------

@@ -116,12 +116,51 @@ def test_a_private_address_needs_permission(server: EmbeddingServer) -> None:
 
 
 def test_a_run_sends_no_more_than_it_may(server: EmbeddingServer) -> None:
-    provider = provider_of(server, max_run_tokens=40)
+    provider = provider_of(server, max_tokens=64, max_run_tokens=64)
+    each = provider.count_tokens(TEXTS[0])
     provider.embed(TEXTS[:2])
-    asked = len(server.asked)
-    with pytest.raises(BudgetSpent, match="may send 40 tokens"):
-        provider.embed(TEXTS)
-    assert len(server.asked) == asked
+    kept: list[int] = []
+    with pytest.raises(BudgetSpent, match="may send 64 tokens"):
+        provider.embed([TEXTS[0]] * 20, keep=lambda numbers, _: kept.extend(numbers))
+    # What it may still send is sent, and not lost.
+    assert sorted(kept) == list(range(64 // each - 2))
+    assert len(server.texts) == 64 // each
+    with pytest.raises(BudgetSpent):
+        provider.embed(TEXTS[:1])
+    assert len(server.texts) == 64 // each
+
+
+def test_a_text_that_no_run_may_send_is_refused_and_not_sent(server: EmbeddingServer) -> None:
+    provider = provider_of(server, max_tokens=64, max_run_tokens=64)
+    with pytest.raises(EmbeddingRefused, match=r"a text has \d+ tokens.*no run could embed it.*MAX_RUN_TOKENS"):
+        provider.embed(["word " * 100])
+    assert not server.asked
+
+
+@pytest.mark.parametrize(("answer", "sent"), [((500, {}, "x"), 2), ((0, {}, {}), 1)])
+def test_a_try_that_may_have_been_paid_for_counts_and_one_that_was_refused_does_not(
+    server: EmbeddingServer, answer: Any, sent: int
+) -> None:
+    text = "word " * 30
+    provider = provider_of(server, max_tokens=64, max_run_tokens=64)
+    assert 32 < provider.count_tokens(text) <= 64
+    server.answer = lambda number, _texts: answer if number == 0 else None
+    if sent == 2:
+        provider.embed([text])
+    else:  # the connection broke: whether it was paid for is not known
+        with pytest.raises(EmbeddingError, match=r"broke the connection .*may send no more \(1 tries\)"):
+            provider.embed([text])
+    assert len(server.asked) == sent
+
+
+def test_requests_that_are_under_way_are_not_thrown_away_when_another_fails(server: EmbeddingServer) -> None:
+    server.hang_seconds = 0.3
+    server.answer = lambda number, _texts: (401, {}, {}) if number == 1 else None
+    kept: list[int] = []
+    with pytest.raises(EmbeddingRefused, match="API_KEY is missing or wrong"):
+        provider_of(server, concurrency=3).embed(TEXTS * 5, keep=lambda numbers, _: kept.extend(numbers))
+    assert 3 <= len(server.asked) < 25
+    assert len(kept) == 4 * (len(server.asked) - 1)
 
 
 def test_a_slow_endpoint_is_given_up_and_a_stop_does_not_wait_for_it(server: EmbeddingServer) -> None:
@@ -142,6 +181,15 @@ def test_a_slow_endpoint_is_given_up_and_a_stop_does_not_wait_for_it(server: Emb
         ({"OMNIOPS_EMBEDDINGS": "openai", "OMNIOPS_EMBEDDINGS_MODEL": "m"}, "DIMENSIONS is 0"),
         ({"OMNIOPS_EMBEDDINGS_DIMENSIONS": "many"}, "whole number"),
         ({"OMNIOPS_EMBEDDINGS_URL": "ftp://x"}, "http"),
+        (
+            {
+                "OMNIOPS_EMBEDDINGS": "openai",
+                "OMNIOPS_EMBEDDINGS_MODEL": "m",
+                "OMNIOPS_EMBEDDINGS_DIMENSIONS": "3",
+                "OMNIOPS_EMBEDDINGS_MAX_RUN_TOKENS": "500",
+            },
+            "MAX_RUN_TOKENS is 500, but one piece of a page may have 512",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(environment: dict[str, str], says: str) -> None:

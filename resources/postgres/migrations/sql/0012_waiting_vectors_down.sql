@@ -1,0 +1,1 @@
+DROP TABLE omniops_meta.waiting_vectors;
