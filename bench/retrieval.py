@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Engine
 
+    from resources.content.embeddings import Keep
+
 _DATA: Final = Path("/usr/share/doc/python3.11/html")
 _PARTS: Final = ("library", "tutorial", "faq")
 _ALL_PARTS: Final = (*_PARTS, "howto", "c-api", "using", "extending", "reference", "distributing", "installing")
@@ -103,7 +105,9 @@ class KeptVectors(MiniLM):
                 stored = np.load(path)
                 self._kept.update(zip(stored["hashes"].tolist(), stored["vectors"].astype(np.float32), strict=True))
 
-    def embed(self, texts: Sequence[str], *, stop: Callable[[], bool] | None = None) -> NDArray[np.float32]:
+    def embed(
+        self, texts: Sequence[str], *, stop: Callable[[], bool] | None = None, keep: Keep | None = None
+    ) -> NDArray[np.float32]:
         """As the model does; what is kept is not computed again."""
         hashes = [hash_of(one) for one in texts]
         new = [number for number, one in enumerate(hashes) if one not in self._kept]
@@ -116,7 +120,10 @@ class KeptVectors(MiniLM):
                 np.savez_compressed(
                     self._folder / f"{name}.npz", hashes=[hashes[n] for n in new], vectors=vectors.astype(np.float16)
                 )
-        return np.stack([self._kept[one] for one in hashes])
+        found = np.stack([self._kept[one] for one in hashes])
+        if keep is not None:
+            keep(range(len(found)), found)
+        return found
 
 
 def store(engine: Engine, data: Path, parts: Sequence[str]) -> tuple[UUID, int]:

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Engine
 
+    from resources.content.embeddings import Keep
+
 _WANTED_MS = 20.0
 _CHUNKS_OF_A_PAGE = 5
 _WORDS_OF_A_CHUNK = 90
@@ -176,8 +178,10 @@ class Given:
     def count_tokens(self, text: str) -> int:
         return len(text)
 
-    def embed(self, texts: Sequence[str], *, stop: Callable[[], bool] | None = None) -> NDArray[np.float32]:
-        del stop
+    def embed(
+        self, texts: Sequence[str], *, stop: Callable[[], bool] | None = None, keep: Keep | None = None
+    ) -> NDArray[np.float32]:
+        del stop, keep
         return np.stack([self.vector] * len(texts))
 
 
