@@ -59,6 +59,9 @@ _OTHER_KINDS: Final = frozenset(
     {"product", "faqpage", "qapage", "discussionforumposting", "contactpage", "collectionpage", "localbusiness",
      "itemlist", "store", "restaurant", "techarticle", "howto", "event", "jobposting", "softwareapplication"}
 )  # fmt: skip
+_CONTACT: Final = re.compile(
+    r"\bcontact|\bkontakt|impressum|\bcontatt|\bcontato|お問い合わせ|联系|聯絡|контакт|اتصل|צור קשר", re.IGNORECASE
+).search
 _MARKUP: Final = re.compile(r"<[a-z]+ [a-z-]+=[\"']", re.IGNORECASE).match
 
 
@@ -205,11 +208,22 @@ def choose_blocks(
         # After the furniture is gone, so that "In stock" is not one with the button below it.
         gone = repeated_blocks(candidates, boilerplate, {})
         candidates = [block for index, block in enumerate(candidates) if index not in gone]
+    addresses: list[Block] = []
+    if "contactpage" in metadata.kinds or _CONTACT(metadata.title or ""):
+        addresses = [b for b in blocks if any(a.tag == "address" for a in b.container.ancestors())]
     if not _is_listing(candidates, metadata) and is_article(candidates, metadata):
-        chosen = _article(candidates)
+        chosen = _with(addresses, _article(candidates))
         plain = sum(block.size - block.linked for block in blocks if block.size > 40)
         return Choice(chosen, sum(block.size for block in chosen) / max(1, plain))
-    return Choice(_page(candidates, metadata.title), 1.0)
+    return Choice(_with(addresses, _page(candidates, metadata.title)), 1.0)
+
+
+def _with(addresses: list[Block], chosen: list[Block]) -> list[Block]:
+    """Give a page's blocks, and the addresses that are not among them: of a contact page's footer."""
+    if not addresses or not chosen:
+        return chosen
+    known = set(map(id, chosen))
+    return chosen + [block for block in addresses if id(block) not in known]
 
 
 # ------------------------------------------------------------------------------------------ articles
@@ -219,7 +233,8 @@ def _article(candidates: list[Block]) -> list[Block]:
     totals = _totals(candidates, with_worth=True)
     if not totals:
         return []
-    best = max(totals, key=lambda element: (totals[element].worth, element.depth))
+    # The outermost of equals: the short lines beside a long paragraph are worth nothing, and are facts.
+    best = max(totals, key=lambda element: (totals[element].worth, -element.depth))
     worth = totals[best].worth
     while True:
         inner = [
@@ -235,13 +250,18 @@ def _article(candidates: list[Block]) -> list[Block]:
     def is_beside(element: Element) -> bool:
         total = totals[element]
         return total.size < enough and (
-            element.tag in _NOT_OF_ARTICLES
+            (element.tag in _NOT_OF_ARTICLES and not _is_postal(element))
             or (total.linked > _LINKED * total.size and element.tag not in HEADINGS)
             or (element.raw != "" and named_as_furniture(names_of(element), in_article=True))
         )
 
     article = _Within(best, is_beside)
     return [b for b in candidates if b.linked < 0.8 * b.size and article.holds(b.container)]
+
+
+def _is_postal(element: Element) -> bool:
+    """Tell the address of a house or a telephone from the name of an author."""
+    return element.tag == "address" and any(map(str.isdigit, element.words()))
 
 
 def _goes_on_beside(part: Element, totals: dict[Element, _Totals]) -> bool:
@@ -257,10 +277,15 @@ def _goes_on_beside(part: Element, totals: dict[Element, _Totals]) -> bool:
             other.raw != "" and named_as_furniture(names_of(other), in_article=True)
         ):
             continue
-        if other.tag in _FLOW or (
-            other.tag == part.tag
-            and (
-                other.tag == "section" or (other.get("class") == name and (name or first_heading(other) is not None))
+        if (
+            other.tag in _FLOW
+            or _is_postal(other)
+            or (
+                other.tag == part.tag
+                and (
+                    other.tag == "section"
+                    or (other.get("class") == name and (name or first_heading(other) is not None))
+                )
             )
         ):
             return True

@@ -68,6 +68,8 @@ _OF_A_LIST: Final = 3
 """Words up to which "Recommended for you" is the heading of a list; "Recommended third party tools" is a topic."""
 _DENIALS: Final = frozenset({"has", "no", "with", "without", "is", "not", "hide", "hides", "above", "below"})
 _HIDDEN_STYLE: Final = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE).search
+_MAX_SIBLINGS: Final = 200
+_MAY_HIDE: Final = re.compile("hidden|none").search
 _CONTROLLED: Final = re.compile(r"aria-controls=\"([^\"]*+)\"").findall
 _UNFOLDS: Final = re.compile(
     r"accordion|collaps|panel|answer|tab|faq|toggle|expand|detail|content|spoiler", re.IGNORECASE
@@ -188,7 +190,35 @@ def _is_hidden(element: Element, unfolded: frozenset[str]) -> bool:
         attributes.get("role") in ("tabpanel", "region")
         or attributes.get("id", "") in unfolded
         or _UNFOLDS(f"{attributes.get('class', '')} {attributes.get('id', '')}")
+        or _unfolds_in_its_place(element)
     )
+
+
+def _unfolds_in_its_place(element: Element) -> bool:
+    """Tell what is hidden below its heading, or beside its like that is shown: an answer, a tab."""
+    if element.tag == "dd":
+        return True
+    if element.parent is None or element.tag not in ("div", "section", "p", "ul", "ol", "table", "article", "li"):
+        return False
+    if len(element.parent.children) > _MAX_SIBLINGS:
+        return False
+    siblings = [child for child in element.parent.children if not isinstance(child, str)]
+    index = siblings.index(element)
+    if index and _asks(siblings[index - 1]):
+        return True
+    name = element.get("class")
+    return name != "" and any(
+        other.tag == element.tag and other.get("class") == name and _MAY_HIDE(other.raw) is None for other in siblings
+    )
+
+
+def _asks(element: Element) -> bool:
+    """Tell whether an element is the heading of what is hidden below it: a heading, a button, a question."""
+    return element.tag in HEADINGS or element.tag in ("button", "dt", "summary") or _is_question(element)
+
+
+def _is_question(element: Element) -> bool:
+    return element.words().rstrip("+-▼▾ ").endswith(("?", "\uff1f", "\u061f"))
 
 
 def furniture_of(document: Document, is_large: Callable[[Element], bool]) -> set[Element]:
@@ -216,7 +246,9 @@ def _is_furniture(element: Element, unfolded: frozenset[str]) -> bool:  # noqa: 
     if tag in ("nav", "menu", "dialog", "search") or tag in _CONTROLS:
         return True
     if tag == "button":
-        return not any(a.tag in HEADINGS or a.tag in ("dt", "summary") for a in element.ancestors())
+        return not (
+            any(a.tag in HEADINGS or a.tag in ("dt", "summary") for a in element.ancestors()) or _is_question(element)
+        )
     if tag == "aside" and (is_note(element) or any(inner.tag == "pre" for inner in element.iter())):
         return False
     if tag in ("footer", "header", "aside"):

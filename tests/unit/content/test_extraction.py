@@ -323,3 +323,65 @@ def test_a_page_that_is_read_in_pieces_keeps_its_structure() -> None:
     assert [f"call{n}()\nIt does this." in page.text for n in range(1_500)].count(False) == 0
     assert [f"| key{n} | value {n} |" in page.markdown for n in range(600)].count(False) == 0
     assert page.text.endswith("The last.")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<h3>Dogs?</h3><div style='display:none'>Only small ones.</div>",
+        "<h3>Dogs</h3><div hidden><p>Only small ones.</p></div>",
+        "<div><button>Dogs?</button><div class='b' aria-hidden='true'>Only small ones.</div></div>",
+        "<dl><dt>Dogs?</dt><dd style='display: none'>Only small ones.</dd></dl>",
+        "<div class='q'>Dogs? +</div><div class='a' style='display:none'>Only small ones.</div>",
+        "<details><summary>Dogs?</summary>Only small ones.</details>",
+        "<div class='pane'>Dogs</div><div class='pane' hidden>Only small ones.</div>",
+    ],
+)
+def test_what_a_click_unfolds_is_kept(body: str) -> None:
+    text = extract(f"<body><main><h1>Questions</h1>{body}</main></body>", URL).text
+    assert "Dogs" in text
+    assert "Only small ones." in text
+
+
+def test_what_is_hidden_and_answers_nothing_goes() -> None:
+    body = "<h1>Questions</h1><p>Dogs are let in.</p><div hidden>Template</div><div class='modal' hidden>Win!</div>"
+    assert extract(f"<body><main>{body}</main></body>", URL).text == "Questions\nDogs are let in."
+
+
+@pytest.mark.parametrize("language", ["ja", "ar", "zh"])
+def test_short_facts_beside_one_long_paragraph_are_kept(language: str) -> None:
+    sentence, fact = {
+        "ja": (
+            "この灯台は明治十五年に建てられ、高さは三十二メートルで、毎年四月から十月まで一般に公開されています。",
+            "大人500円",
+        ),
+        "ar": ("بنيت هذه المنارة عام 1882 ويبلغ ارتفاعها اثنين وثلاثين مترا وتفتح أبوابها للزوار. ", "خمسون درهما"),
+        "zh": ("这座灯塔建于一八八二年、高三十二米、是该地区最古老的灯塔之一、至今仍由志愿者维护。", "成人五十元。"),
+    }[language]
+    page = extract(
+        f"<html lang={language}><body><nav><a href='/'>Menu</a></nav><div dir='auto'><h1>!</h1><p>{sentence * 4}</p>"
+        f"<dl><dt>x</dt><dd>{fact}</dd></dl></div></body></html>",
+        URL,
+    )
+    assert fact in page.text
+    assert "Menu" not in page.text
+
+
+def test_a_contact_page_keeps_the_address_of_its_footer() -> None:
+    foot = (
+        "<footer><ul><li><a href='/'>Imprint</a></li></ul><address>8 Quay Street<br>0117 496 0001</address></footer>"
+    )
+    body = f"<main><h1>Write to us</h1><p>{_SENTENCE * 3}</p></main>{foot}"
+    text = extract(f"<title>Contact | Harbour</title><body>{body}</body>", URL).text
+    assert "8 Quay Street\n0117 496 0001" in text
+    assert "Imprint" not in text
+    assert "Quay" not in extract(f"<title>Kettles | Harbour</title><body>{body}</body>", URL).text
+
+
+def test_an_articles_address_is_kept_where_it_is_one() -> None:
+    page = extract(
+        f"<body><article><p>{_SENTENCE * 4}</p><address>By Ada Byron</address><address>8 Quay St</address></article>",
+        URL,
+    )
+    assert "8 Quay St" in page.text
+    assert "Byron" not in page.text
