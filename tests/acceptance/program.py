@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +63,7 @@ class Program:
             process = subprocess.Popen(
                 [sys.executable, "-m", "omniops_pipelines", *arguments],
                 cwd=PROJECT_ROOT,
-                env={**self.environment, **environment},
+                env={**self.environment, "PYTHONFAULTHANDLER": "1", **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=file if log else subprocess.PIPE,
                 stderr=subprocess.STDOUT if log else subprocess.PIPE,
@@ -86,15 +85,18 @@ class Program:
 
 
 def finish(process: subprocess.Popen[str], seconds: float = PATIENCE_SECONDS) -> Ended:
-    """Wait for a process to end."""
+    """Wait for a process to end; of one that does not, say where each of its threads stood."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=5)
-        process.kill()
-        raise
+        process.send_signal(signal.SIGABRT)  # Python writes the threads' stacks then
+        try:
+            out, err = process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+        msg = f"{process.args} did not end within {seconds:.0f} s\n--- out\n{out}\n--- err\n{err}"
+        raise AssertionError(msg) from None
     return Ended(process.returncode, out or "", err or "")
 
 

@@ -133,6 +133,39 @@ def test_a_crawl_survives_kill_9_of_its_embedded_postgres(big_site: Site, home: 
     embedded.run("services", "stop").expect(0)
 
 
+def test_workers_of_one_job_survive_a_restart_of_postgres(big_site: Site, home: Path, embedded: Program) -> None:
+    big_site.latency = 0.2
+    process = embedded.start(
+        "crawl",
+        big_site.url,
+        "--job-id",
+        "restart",
+        "--shards",
+        "2",
+        "--concurrency",
+        "4",
+        "--allow-private",
+        "--json",
+    )
+    settings = Settings(home, None, None, None)
+    wait_until(lambda: all(service.running for service in status(settings)) or process.poll() is not None)
+    (postgres,) = (service for service in status(settings) if service.name == "postgres")
+    database = Database("omniops", postgres.url, postgres.url, postgres.url, "")
+    wait_until(_quietly(lambda: count_results(database, "restart") >= 60), why="60 pages")
+    assert postgres.pid is not None
+    os.kill(postgres.pid, signal.SIGINT)  # a fast shutdown; the supervisor starts it again
+    ended = finish(process)
+    assert "Traceback" not in ended.err, ended.err
+    if ended.status != 0:
+        # Where it was Dagster's own record that could not be written, the run has failed; the job has not.
+        assert ended.err.strip()
+        embedded.run("jobs", "resume", "restart", "--json").expect(0)
+    finish(embedded.start("services", "start")).expect(0)
+    assert_exact(database, "restart", urls_of(big_site))
+    database.engine.dispose()
+    embedded.run("services", "stop").expect(0)
+
+
 def test_two_processes_crawl_two_jobs_at_once(big_site: Site, database: Database, program: Program) -> None:
     processes = [
         program.start("crawl", big_site.url, "--job-id", job, "--customer", job, "--allow-private", "--json")
@@ -220,6 +253,54 @@ def test_workers_of_one_job_that_are_killed_lose_nothing(
     assert_exact(database, "killed", urls_of(big_site))
     fetched = sum(big_site.requests[path] for path in ("/", *(f"/p{n}" for n in range(1, PAGES))))
     assert fetched < PAGES + 150 * len(moments)
+
+
+def workers_with_urls(database: Database, job_id: str) -> list[tuple[int, int]]:
+    """Process and number of each worker that has urls to fetch, the one with most of them first."""
+    rows = database.rows(
+        """
+        SELECT w.pid, w.worker_id FROM omniops_meta.crawl_workers AS w
+        JOIN crawl_frontier AS f ON f.job_id = w.job_id AND f.worker_id = w.worker_id AND NOT f.done
+        WHERE w.job_id = :job GROUP BY w.pid, w.worker_id ORDER BY count(*) DESC
+        """,
+        job=job_id,
+    )
+    return [(int(str(row["pid"])), int(str(row["worker_id"]))) for row in rows]
+
+
+def freeze_one(database: Database, job_id: str) -> tuple[int, int]:
+    """Stop a worker that has urls, and keeps them while it is stopped; its process and its number."""
+    while True:
+        wait_until(lambda: workers_with_urls(database, job_id), why="a worker with urls")
+        victim = workers_with_urls(database, job_id)[0]
+        os.kill(victim[0], signal.SIGSTOP)
+        # What it had sent before is written still.
+        if victim in workers_with_urls(database, job_id):
+            return victim
+        os.kill(victim[0], signal.SIGCONT)
+
+
+def test_a_frozen_worker_is_replaced_and_what_it_says_later_is_refused(
+    big_site: Site, database: Database, program: Program
+) -> None:
+    big_site.latency = 0.1
+    process = program.start(
+        "crawl", big_site.url, "--job-id", "frozen", "--shards", "2", "--concurrency", "4", "--allow-private",
+        "--json", OMNIOPS_CRAWL_LEASE_SECONDS="3",
+    )  # fmt: skip
+    wait_until(lambda: len(workers_of(database, "frozen")) == 2 or process.poll() is not None, why="two workers")
+    wait_until(lambda: count_results(database, "frozen") >= 60 or process.poll() is not None, why="60 pages")
+    pid, _ = freeze_one(database, "frozen")
+    try:
+        # Whatever it was at, the other one has all of it before it wakes.
+        wait_until(lambda: count_results(database, "frozen") == PAGES, seconds=60, why="the other worker")
+        wait_until(lambda: workers_of(database, "frozen") == [], seconds=60, why="the other worker's end")
+        assert job_status(database, "frozen") == "running"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    ended = finish(process).expect(0)
+    assert (ended.json["status"], ended.json["total_pages"]) == ("completed", PAGES)
+    assert_exact(database, "frozen", urls_of(big_site))
 
 
 def test_the_same_job_ordered_twice_at_the_same_moment_is_one_job(

@@ -52,6 +52,8 @@ def test_no_piece_is_longer_than_the_model_reads(body: str, max_tokens: int, cou
         pytest.param("[\\[" * 100_000, id="escaped brackets"),
         pytest.param("![a](" * 60_000, id="images without an end"),
         pytest.param("[a](" + "x" * 300_000, id="an address without an end"),
+        pytest.param("[" + "[x]" * 100_000, id="brackets in a bracket without an end"),
+        pytest.param("[[x" * 100_000, id="brackets that nothing closes"),
         pytest.param("# a" + " " * 100_000 + "x", id="spaces in a heading"),
         pytest.param("# " + "#" * 300_000 + "x", id="closing marks of a heading"),
     ],
@@ -85,5 +87,5 @@ def test_headings_lose_their_markup_and_no_more(heading: str, said: str) -> None
 
 
 def test_addresses_of_links_are_left_out_of_pieces() -> None:
-    page = 'See [our *terms*](https://x.example/a_(b) "Terms"), ![a photo](/p.png) and [no link] (here).'
-    assert _cut(page).chunks[0].text == "See our *terms*, a photo and [no link] (here)."
+    page = 'See [our *terms*](https://x.example/a_(b) "Terms"), ![a photo](/p.png), [[1]](/n) and [no link] (here).'
+    assert _cut(page).chunks[0].text == "See our *terms*, a photo, [1] and [no link] (here)."
