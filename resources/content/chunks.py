@@ -40,8 +40,12 @@ _PART_CHARACTERS: Final = 16_000
 _HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t](.*)$")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _MARKUP = re.compile(r"[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}")
-# A link or an image, whose address says little to a model and takes many tokens. Its text has no bracket in it.
-_LINK = re.compile(r"!?(?<!\\)\[((?:[^\[\]\\\n]|\\.)*+)\]\((?:[^()\s]|\([^()\s]*+\))++(?:\s{1,9}\"[^\"\n]*+\")?\)")
+# A link or an image, whose address says little to a model and takes many tokens. Its text may hold one pair of
+# brackets (as of a footnote), and no more: a longer search could go over the text again from each bracket in it.
+_LINK = re.compile(
+    r"!?(?<!\\)\[((?:[^\[\]\\\n]|\\.|\[[^\[\]\n]*+\])*+)\]"
+    r"\((?:[^()\s]|\([^()\s]*+\))++(?:\s{1,9}\"[^\"\n]*+\")?\)"
+)
 
 
 @dataclass(frozen=True, slots=True)
