@@ -65,6 +65,7 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "title": "The page's title.",
     "description": "What it is.",
     "scraped_pages.description": "The page's own description of itself.",
+    "published_at": "When the page was published, as it says; midnight UTC where it gives a day alone.",
     "canonical_url": "The address that the page calls its own, where it is another.",
     "lang": "Language, as the page says.",
     "etag": "The server's tag of this version, for conditional requests.",

@@ -53,6 +53,16 @@ def show_page(url: str, customer: str, at: str | None, as_json: bool) -> None:
     until = f"until {output.shown(version.valid_to)}" if version.valid_to else "and still"
     url = output.harmless(version.url)
     output.screen.print(f"{url}, since {output.shown(version.valid_from)} {until}", soft_wrap=True)
+    published = version.published_at and f"{version.published_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    for name, value in (
+        ("title", version.title),
+        ("description", version.description),
+        ("canonical url", version.canonical_url),
+        ("language", version.language),
+        ("published", published),
+    ):
+        if value is not None:
+            output.screen.print(f"{name}: {output.harmless(value)}", soft_wrap=True, markup=False)
     click.echo(output.harmless(version.markdown or version.text))
 
 
@@ -72,10 +82,15 @@ def history(url: str, customer: str, as_json: bool) -> None:
     if as_json:
         output.print_json([version.as_dict() for version in versions])
         return
-    rows = [
-        {"valid_from": v.valid_from, "valid_to": v.valid_to, "words": len(v.text.split()), "begins": v.text[:60]}
-        for v in versions
-    ]
+    rows: list[dict[str, object]] = []
+    for newer, version in zip([None, *versions], versions, strict=False):
+        if newer is not None and version.valid_to is not None and version.valid_to < newer.valid_from:
+            rows.append({"valid_from": version.valid_to, "valid_to": newer.valid_from, "begins": "(it was away)"})
+        words = len(version.text.split())
+        rows.append({
+            "valid_from": version.valid_from, "valid_to": version.valid_to, "words": words,
+            "begins": version.text[:60],
+        })  # fmt: skip
     output.print_table(("valid_from", "valid_to", "words", "begins"), rows)
 
 

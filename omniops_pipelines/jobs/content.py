@@ -23,10 +23,12 @@ class ReprocessConfig(dg.Config):
 
     customer: str = Field(description="Slug of the customer whose pages are read again. The only required field.")
     domain: str = Field(default="", description="One site's pages alone, for example docs.example.com. Empty: all.")
-    dry_run: bool = Field(default=True, description="Look only: count the pages whose text would come out otherwise.")
+    dry_run: bool = Field(
+        default=True, description="Look only: count the pages of which something would come out otherwise."
+    )
 
 
-@dg.op(description="Reads pages whose HTML is kept, and writes those texts that come out otherwise. No requests.")
+@dg.op(description="Reads pages whose HTML is kept, and writes what comes out otherwise (text, facts). No requests.")
 def read_kept_pages(
     context: dg.OpExecutionContext, config: ReprocessConfig, postgres: PostgresResource
 ) -> dict[str, Any]:

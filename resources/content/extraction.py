@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime, time
 from typing import TYPE_CHECKING, Final, Literal
 
 from resources.content.boilerplate import block_hash, repeated_blocks
@@ -18,7 +19,7 @@ from resources.content.rendering import render_markdown, render_text
 from resources.crawler.page import clean_text, decode
 
 if TYPE_CHECKING:
-    from datetime import date, datetime
+    from datetime import date
 
     from selectolax.lexbor import LexborHTMLParser
 
@@ -60,6 +61,13 @@ class Extracted:
     """Characters that were removed or replaced, since they cannot be stored or were not of their charset."""
     truncated: bool = False
     """It took too much work to read it, and only its beginning was read."""
+
+    @property
+    def published_at(self) -> datetime | None:
+        """`published` as a moment: midnight UTC where the page gives a day alone."""
+        if self.published is None or isinstance(self.published, datetime):
+            return self.published
+        return datetime.combine(self.published, time(), UTC)
 
 
 class _Read:

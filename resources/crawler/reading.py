@@ -64,6 +64,13 @@ def complete(outcome: FinishedUrl, page: ReadPage) -> None:
     content.content_hash = outcome.content_hash = page.fingerprint.content_hash
     content.folded_hash, content.simhash = page.fingerprint.folded_hash, page.fingerprint.simhash
     outcome.repairs += extracted.cleaned
+    # It has read more of the head than the fetch loop; where it could not read the page, that one's word stands.
+    failed = extracted.method == "fallback"
+    content.title = extracted.title or (content.title if failed else None)
+    content.description = extracted.description or (content.description if failed else None)
+    content.canonical_url = extracted.canonical_url or (content.canonical_url if failed else None)
+    content.lang = extracted.language or (content.lang if failed else None)
+    content.published_at = extracted.published_at
     if page.failure is not None:
         outcome.error_message = f"its main text could not be told ({page.failure}): all that is visible is kept"
     elif extracted.truncated:

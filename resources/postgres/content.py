@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
+def storable(value: str | None) -> str | None:
+    """Text that Postgres can hold. The reader of a page cleans and counts; this is the boundary's last word."""
+    if value is None or (value.isascii() and "\x00" not in value):
+        return value
+    return value.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
 def index_waiting_content(engine: Engine, max_pages: int) -> int:
     """Make the full-text vectors of up to `max_pages` texts that wait for them, in one transaction.
 

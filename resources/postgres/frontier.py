@@ -22,6 +22,7 @@ import psutil
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from resources.postgres.content import storable
 from resources.postgres.discovery import Discovery
 from resources.postgres.known_pages import KnownPages
 from resources.postgres.page_html import keep_html
@@ -94,6 +95,7 @@ class PageContent:
         simhash: of the main text, signed 64 bits.
         links: the page's links, packed; None leaves those that are kept.
         html: the page as it was fetched.
+        published_at: as the page says.
     """
 
     domain: str
@@ -113,6 +115,7 @@ class PageContent:
     simhash: int | None = None
     links: bytes | None = None
     html: FetchedHtml | None = None
+    published_at: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -246,18 +249,12 @@ _COMMIT = text("""
         CAST(:seen_last_modified AS text[]),
         CAST(:c_hash AS bigint[]), CAST(:c_url AS text[]), CAST(:c_domain AS text[]), CAST(:c_title AS text[]),
         CAST(:c_description AS text[]), CAST(:c_canonical_url AS text[]), CAST(:c_lang AS text[]),
-        CAST(:c_http_status AS integer[]), CAST(:c_etag AS text[]), CAST(:c_last_modified AS text[]),
+        CAST(:c_published_at AS timestamptz[]), CAST(:c_http_status AS integer[]), CAST(:c_etag AS text[]),
+        CAST(:c_last_modified AS text[]),
         CAST(:c_source_hash AS text[]), CAST(:c_content_hash AS text[]), CAST(:c_folded_hash AS text[]),
         CAST(:c_simhash AS bigint[]), CAST(:c_text AS text[]), CAST(:c_markdown AS text[]),
         CAST(:c_word_count AS integer[]), CAST(:c_links AS bytea[]))
 """)
-
-
-def _storable(value: str | None) -> str | None:
-    """Text that Postgres can hold. The reader of a page cleans and counts; this is the boundary's last word."""
-    if value is None or (value.isascii() and "\x00" not in value):
-        return value
-    return value.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
 
 
 class CrawlFrontier:
@@ -562,33 +559,34 @@ class CrawlFrontier:
             "r_status": [f.status for f in finished],
             "r_http_status": [f.http_status for f in finished],
             "r_ms": [f.processing_time_ms for f in finished],
-            "r_error": [_storable(f.error_message) for f in finished],
+            "r_error": [storable(f.error_message) for f in finished],
             "r_skip": [f.skip_reason for f in finished],
             "r_content_hash": [f.content_hash for f in finished],
             "r_tries": [f.tries for f in finished],
             "r_bytes": [f.bytes for f in finished],
-            "r_redirected_to": [_storable(f.redirected_to) for f in finished],
+            "r_redirected_to": [storable(f.redirected_to) for f in finished],
             "r_repairs": [f.repairs for f in finished],
             "seen_hash": [f.hash for f in seen],
             "seen_url": [f.url for f in seen],
-            "seen_etag": [_storable(f.etag) for f in seen],
-            "seen_last_modified": [_storable(f.last_modified) for f in seen],
+            "seen_etag": [storable(f.etag) for f in seen],
+            "seen_last_modified": [storable(f.last_modified) for f in seen],
             "c_hash": [f.hash for f, _ in pages],
             "c_url": [f.url for f, _ in pages],
             "c_domain": [c.domain for _, c in pages],
-            "c_title": [_storable(c.title) for _, c in pages],
-            "c_description": [_storable(c.description) for _, c in pages],
-            "c_canonical_url": [_storable(c.canonical_url) for _, c in pages],
-            "c_lang": [_storable(c.lang) for _, c in pages],
+            "c_title": [storable(c.title) for _, c in pages],
+            "c_description": [storable(c.description) for _, c in pages],
+            "c_canonical_url": [storable(c.canonical_url) for _, c in pages],
+            "c_lang": [storable(c.lang) for _, c in pages],
+            "c_published_at": [c.published_at for _, c in pages],
             "c_http_status": [c.http_status for _, c in pages],
-            "c_etag": [_storable(c.etag) for _, c in pages],
-            "c_last_modified": [_storable(c.last_modified) for _, c in pages],
+            "c_etag": [storable(c.etag) for _, c in pages],
+            "c_last_modified": [storable(c.last_modified) for _, c in pages],
             "c_source_hash": [c.source_hash for _, c in pages],
             "c_content_hash": [c.content_hash for _, c in pages],
             "c_folded_hash": [c.folded_hash for _, c in pages],
             "c_simhash": [c.simhash for _, c in pages],
-            "c_text": [_storable(c.text) for _, c in pages],
-            "c_markdown": [_storable(c.markdown) for _, c in pages],
+            "c_text": [storable(c.text) for _, c in pages],
+            "c_markdown": [storable(c.markdown) for _, c in pages],
             "c_word_count": [c.word_count for _, c in pages],
             "c_links": [c.links for _, c in pages],
         }

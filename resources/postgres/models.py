@@ -278,7 +278,11 @@ scraped_pages = Table(
     *(_text(n, required=False) for n in ("title", "description", "canonical_url", "lang")),
     Column("http_status", SmallInteger, CheckConstraint("http_status BETWEEN 100 AND 999")),
     *(_text(n, required=False) for n in ("etag", "last_modified")),
-    _text("content_hash", required=False, comment="Of the normalised main text."),
+    _text(
+        "content_hash",
+        required=False,
+        comment="Of the normalised main text that is kept; of the page's bytes where no text is.",
+    ),
     *(_now(n) for n in ("first_seen_at", "last_seen_at", "last_changed_at")),
     _time("removed_at"),
     _text(
@@ -323,6 +327,7 @@ scraped_pages = Table(
         comment="gone: 404 or 410; moved: a redirect; noindex: not wanted to be found; disallowed: forbidden by "
         "robots.txt; unlinked: nothing led to it any more.",
     ),
+    _time("published_at", "As the page says; midnight UTC where it gives a day alone."),
     UniqueConstraint("customer_id", "url"),
     UniqueConstraint("id", "customer_id"),
     # Question: which removed pages still have vectors?
@@ -339,7 +344,9 @@ website_content = Table(
     _text("text", server_default=text("''::text")),
     _count("word_count", Integer),
     Column("search", TSVECTOR, comment="Null until the text is indexed, some moments after it was stored."),
-    _now("updated_at"),
+    _now(
+        "updated_at", "Since when the page says so, by our visits: it said something else before, or was away."
+    ),
     Column(
         "embedded_models", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]"),
         comment="Models whose vectors are of the text as it is now.",

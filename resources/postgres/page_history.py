@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ class PageVersion:
         url: of the page.
         valid_from: since when, by our visits.
         valid_to: until when (another text, or the page was gone); None: it still says so.
-        title: today's title; older ones are not kept.
+        title, description, canonical_url, language, published_at: of today; older ones are not kept.
         text: plain.
         markdown: None where it was not kept.
     """
@@ -35,6 +36,10 @@ class PageVersion:
     valid_from: datetime
     valid_to: datetime | None
     title: str | None
+    description: str | None
+    canonical_url: str | None
+    language: str | None
+    published_at: datetime | None
     text: str
     markdown: str | None
 
@@ -44,7 +49,8 @@ class PageVersion:
 
 
 _VERSIONS = """
-    SELECT p.url, v.valid_from, v.valid_to, p.title, v.text, v.markdown
+    SELECT p.url, v.valid_from, v.valid_to, p.title, p.description, p.canonical_url, p.lang, p.published_at,
+           v.text, v.markdown
     FROM scraped_pages AS p
     CROSS JOIN LATERAL (
         SELECT w.updated_at AS valid_from, p.removed_at AS valid_to, w.text, w.markdown
@@ -59,6 +65,8 @@ _VERSIONS = """
 
 def page_versions(connection: Connection, customer_id: UUID | str, url: str) -> list[PageVersion]:
     """All that is known of what a page said, the newest first; at most the present and ten earlier versions.
+
+    Where a version ends before the next one begins the page was away.
 
     Raises:
         UnknownPage: the customer has no text of such a page.
@@ -77,7 +85,7 @@ def page_at(connection: Connection, customer_id: UUID | str, url: str, moment: d
     """What a page said at a moment, as far as our visits tell.
 
     Raises:
-        UnknownPage: the page is not known, or was not yet then, or that version is no longer kept.
+        UnknownPage: the page is not known, or was not yet then, or was away, or that version is no longer kept.
     """
     versions = page_versions(connection, customer_id, url)
     for version in versions:
@@ -87,5 +95,12 @@ def page_at(connection: Connection, customer_id: UUID | str, url: str, moment: d
     if gone is not None and moment >= gone:
         msg = f"{url} was gone by {moment}: a crawl did not find it any more at {gone}"
         raise UnknownPage(msg)
+    for newer, older in itertools.pairwise(versions):
+        if older.valid_to is not None and older.valid_to <= moment < newer.valid_from:
+            msg = (
+                f"{url} was away at {moment}: a crawl did not find it any more at {older.valid_to}, and one found it "
+                f"again at {newer.valid_from}"
+            )
+            raise UnknownPage(msg)
     msg = f"nothing is known of what {url} said at {moment}: the oldest version kept is of {versions[-1].valid_from}"
     raise UnknownPage(msg)

@@ -37,6 +37,28 @@ class FetchedHtml:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPage:
+    """What is stored of a page, as its HTML was read last.
+
+    Attributes:
+        title, description, canonical_url, language, published_at: what it says of itself.
+        text, markdown: its main text; None where none is stored.
+        content_hash, folded_hash, simhash: of the text.
+    """
+
+    title: str | None
+    description: str | None
+    canonical_url: str | None
+    language: str | None
+    published_at: datetime | None
+    text: str | None
+    markdown: str | None
+    content_hash: str | None
+    folded_hash: str | None
+    simhash: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class KeptPage:
     """A page whose HTML is kept, with what was read of it last.
 
@@ -46,7 +68,7 @@ class KeptPage:
         domain: its site.
         html: as it was fetched.
         fetched_at: when.
-        content_hash: of the text that was read of it last.
+        stored: what was read of it last.
     """
 
     page_id: int
@@ -54,7 +76,7 @@ class KeptPage:
     domain: str
     html: FetchedHtml
     fetched_at: datetime
-    content_hash: str | None
+    stored: StoredPage
 
 
 def keep_html(connection: Connection, customer_id: UUID | str, pages: Sequence[FetchedHtml], days: float) -> None:
@@ -72,16 +94,17 @@ def keep_html(connection: Connection, customer_id: UUID | str, pages: Sequence[F
     connection.execute(
         text("""
             INSERT INTO omniops_meta.page_html AS k
-                (page_id, customer_id, url, body, content_type, charset, fetched_at, expires_at)
+                (page_id, customer_id, url, body, content_type, charset, fetched_at, expires_at, source_hash)
             SELECT p.id, p.customer_id, p.url, h.body, h.content_type, h.charset, now(),
-                   now() + make_interval(secs => :seconds)
+                   now() + make_interval(secs => :seconds), p.source_hash
             FROM unnest(CAST(:urls AS text[]), CAST(:bodies AS bytea[]), CAST(:types AS text[]),
                         CAST(:charsets AS text[])) AS h (url, body, content_type, charset)
             JOIN scraped_pages AS p ON p.customer_id = :customer_id AND p.url = h.url
             ORDER BY p.id
             ON CONFLICT (page_id) DO UPDATE SET
                 body = EXCLUDED.body, content_type = EXCLUDED.content_type, charset = EXCLUDED.charset,
-                fetched_at = EXCLUDED.fetched_at, expires_at = EXCLUDED.expires_at
+                fetched_at = EXCLUDED.fetched_at, expires_at = EXCLUDED.expires_at,
+                source_hash = EXCLUDED.source_hash
         """),
         {
             "customer_id": customer_id,
@@ -95,17 +118,24 @@ def keep_html(connection: Connection, customer_id: UUID | str, pages: Sequence[F
 
 
 def kept_pages(engine: Engine, customer_id: UUID | str, domain: str | None = None) -> Iterator[list[KeptPage]]:
-    """All pages of a customer whose HTML is kept, some at a time, each batch read by a query of its own."""
+    """All pages of a customer whose HTML is kept, some at a time, each batch read by a query of its own.
+
+    HTML is left out that is older than what was read of its page last: the customer has turned keeping off since, or
+    the page has become too large.
+    """
     after = 0
     while True:
         with engine.connect() as connection:
             rows = connection.execute(
                 text("""
                     SELECT k.page_id, k.customer_id, p.domain, k.url, k.body, k.content_type, k.charset, k.fetched_at,
-                           p.content_hash
+                           p.title, p.description, p.canonical_url, p.lang, p.published_at, w.text, w.markdown,
+                           p.content_hash, p.folded_hash, p.simhash
                     FROM omniops_meta.page_html AS k JOIN scraped_pages AS p ON p.id = k.page_id
+                    LEFT JOIN website_content AS w ON w.page_id = p.id
                     WHERE k.customer_id = :customer_id AND k.page_id > :after AND k.expires_at > now()
                       AND (CAST(:domain AS text) IS NULL OR p.domain = :domain) AND p.removed_at IS NULL
+                      AND (k.source_hash IS NULL OR k.source_hash = p.source_hash)
                     ORDER BY k.page_id LIMIT :limit
                 """),
                 {"customer_id": customer_id, "after": after, "domain": domain, "limit": _READ_PAGES},
@@ -120,7 +150,7 @@ def kept_pages(engine: Engine, customer_id: UUID | str, domain: str | None = Non
                 row.domain,
                 FetchedHtml(row.url, zlib.decompress(row.body), row.content_type, row.charset),
                 row.fetched_at,
-                row.content_hash,
+                StoredPage(*row[8:]),
             )
             for row in rows
         ]

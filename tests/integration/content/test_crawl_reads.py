@@ -183,6 +183,83 @@ def test_kept_html_is_read_again_without_a_request(site: Site, database: Databas
     assert database.value("SELECT count(*) FROM omniops_meta.page_versions") == 0
 
 
+def test_all_that_another_reading_brings_is_written_and_nothing_else(site: Site, database: Database) -> None:
+    """An older extractor had each of these wrong, on another page each."""
+    make_shop(site, 8)
+    for n in range(8):
+        page = site.pages[f"/p{n}"]
+        assert isinstance(page, Page)
+        head = (
+            b"<meta name=description content=machine><meta name=date content=2026-11-24><link rel=canonical href=/>"
+        )
+        site.pages[f"/p{n}"] = Page(page.body.replace(b"<title>", head + b"<title>", 1))
+    run(database, site, "one", keep_html_days=3)
+    customer = customer_of(database)
+    look = """SELECT p.url, p.title, p.description, p.canonical_url, p.lang, p.published_at, p.content_hash,
+                     p.folded_hash, p.simhash, p.last_changed_at, w.updated_at, w.text, w.markdown, w.word_count
+              FROM scraped_pages AS p JOIN website_content AS w ON w.page_id = p.id
+              WHERE p.url ~ '/p[0-9]$' ORDER BY p.url"""
+    before = database.rows(look)
+    assert {row["published_at"] is None for row in before} == {False}
+    wrong = {
+        "/p1": "UPDATE scraped_pages SET title = 'wrong'",
+        "/p2": "UPDATE scraped_pages SET description = NULL",
+        "/p3": "UPDATE scraped_pages SET canonical_url = 'http://elsewhere.example/'",
+        "/p4": "UPDATE scraped_pages SET lang = 'xx'",
+        "/p5": "UPDATE scraped_pages SET published_at = NULL",
+        "/p6": "UPDATE website_content SET markdown = 'wrong'",
+        "/p7": "DELETE FROM website_content",
+    }
+    with database.engine.begin() as connection:
+        for path, statement in wrong.items():
+            key = "id" if "scraped_pages" in statement else "page_id"
+            connection.execute(
+                text(f"{statement} WHERE {key} = (SELECT id FROM scraped_pages WHERE url ~ :path)"),
+                {"path": f"{path}$"},
+            )
+        connection.execute(text("UPDATE website_content SET embedded_models = ARRAY['some-model']"))
+    assert reprocess(database.engine, customer, dry_run=True).changed == len(wrong)
+    assert database.rows(look) != before
+    assert reprocess(database.engine, customer).changed == len(wrong)
+    after = database.rows(look)
+    assert [{**row, "updated_at": None} for row in after] == [{**row, "updated_at": None} for row in before]
+    assert [row["updated_at"] for row in after[:7]] == [row["updated_at"] for row in before[:7]]
+    assert database.value("SELECT count(*) FROM omniops_meta.page_versions") == 0
+    assert database.value("SELECT count(*) FROM website_content WHERE search IS NULL") == 0
+    again = database.rows("""SELECT p.url FROM scraped_pages AS p JOIN website_content AS w ON w.page_id = p.id
+                             WHERE w.embedded_models = '{}' ORDER BY p.url""")
+    assert [str(row["url"])[-2:] for row in again] == ["p1", "p6", "p7"]
+    assert reprocess(database.engine, customer).changed == 0
+
+
+def test_html_that_is_older_than_what_was_read_last_is_not_read_again(site: Site, database: Database) -> None:
+    make_shop(site, 3)
+    run(database, site, "one", keep_html_days=3)
+    assert reprocess(database.engine, customer_of(database)).read == 3
+    site.pages["/p1"] = shop_page(1, "The machine 1 grinds no more.")
+    run(database, site, "two")
+    again = reprocess(database.engine, customer_of(database))
+    assert (again.read, again.changed) == (2, 0)
+    assert database.value("SELECT count(*) FROM website_content WHERE text LIKE '%grinds no more%'") == 1
+
+
+def test_after_a_cosmetic_change_another_reading_brings_the_text_up_to_date(site: Site, database: Database) -> None:
+    site.pages["/"] = shop_page(1, "The machine grinds. Last updated on Nov 28, 2026.")
+    run(database, site, "one", keep_html_days=3)
+    look = "SELECT last_changed_at FROM scraped_pages"
+    changed = database.value(look)
+    site.pages["/"] = shop_page(1, "The machine grinds. Last updated on Nov 29, 2026.")
+    run(database, site, "two", keep_html_days=3)
+    assert database.value("SELECT text LIKE '%Nov 28%' FROM website_content") is True
+    assert reprocess(database.engine, customer_of(database)).changed == 1
+    assert database.value("SELECT text LIKE '%Nov 29%' FROM website_content") is True
+    site.pages["/"] = shop_page(1, "The machine grinds. Last updated on Nov 30, 2026.")
+    run(database, site, "three", keep_html_days=3)
+    assert database.value("SELECT text LIKE '%Nov 29%' FROM website_content") is True
+    assert database.value(look) == changed
+    assert database.value("SELECT count(*) FROM omniops_meta.page_versions") == 0
+
+
 def test_nothing_is_kept_of_html_unless_asked_for(site: Site, database: Database) -> None:
     make_shop(site, 3)
     crawl(database, site.url)

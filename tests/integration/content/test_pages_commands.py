@@ -37,6 +37,16 @@ def test_a_page_is_shown_as_it_is_and_as_it_was(database: Database, omniops: Cal
     versions = json.loads(omniops("pages", "history", URL, *OF, "--json")[1])
     assert [version["text"] for version in versions] == ["29 euros", "19 euros"]
     assert "19 euros" in omniops("pages", "history", URL, *OF)[1]
+    assert (versions[0]["published_at"], versions[0]["language"]) == (None, None)
+    with database.engine.begin() as connection:
+        connection.execute(
+            text("""UPDATE scraped_pages SET title = '[b]Price', description = 'What it costs', lang = 'en',
+                           canonical_url = 'https://shop.example/prices', published_at = '2026-11-24T15:30+01:00'""")
+        )
+    err = omniops("pages", "show", URL, *OF)[2]
+    for said in ("title: [b]Price", "description: What it costs", "canonical url: https://shop.example/prices",
+                 "language: en", "published: 2026-11-24 14:30 UTC"):  # fmt: skip
+        assert said in err.splitlines()
     then = versions[1]["valid_from"]
     assert "# 19 euros" in omniops("pages", "show", URL, *OF, "--at", then)[1]
     before = (datetime.fromisoformat(then) - timedelta(days=1)).isoformat()
@@ -48,6 +58,30 @@ def test_a_page_is_shown_as_it_is_and_as_it_was(database: Database, omniops: Cal
     ):
         status, out, err = omniops("pages", *arguments)
         assert (status > 0, out, words in err, "Traceback" in err) == (True, "", True, False), err
+
+
+def test_the_time_that_a_page_was_away_stands_in_its_history(database: Database, omniops: Call) -> None:
+    customer = make_page(database, "19 euros")
+    with database.engine.begin() as connection:
+        gone, back = connection.execute(
+            text("""
+                WITH away AS (
+                    UPDATE website_content SET updated_at = now() + interval '2 hours'
+                    WHERE customer_id = :customer RETURNING page_id, customer_id, text, markdown, updated_at
+                ), version AS (
+                    INSERT INTO omniops_meta.page_versions
+                        (page_id, customer_id, valid_from, valid_to, markdown, text)
+                    SELECT page_id, customer_id, now(), now() + interval '1 hour', markdown, text FROM away
+                    RETURNING valid_to
+                )
+                SELECT version.valid_to, away.updated_at FROM version, away
+            """),
+            {"customer": customer},
+        ).one()
+    status, out, _ = omniops("pages", "history", URL, *OF)
+    assert (status, [("away" in line) for line in out.splitlines() if "20" in line]) == (0, [False, True, False])
+    status, out, err = omniops("pages", "show", URL, *OF, "--at", (gone + (back - gone) / 2).isoformat())
+    assert (status, out, "was away" in err) == (1, "", True)
 
 
 def test_pages_that_say_nearly_the_same_are_listed(database: Database, omniops: Call) -> None:
