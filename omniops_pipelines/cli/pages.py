@@ -53,7 +53,8 @@ def show_page(url: str, customer: str, at: str | None, as_json: bool) -> None:
     until = f"until {output.shown(version.valid_to)}" if version.valid_to else "and still"
     url = output.harmless(version.url)
     output.screen.print(f"{url}, since {output.shown(version.valid_from)} {until}", soft_wrap=True)
-    published = version.published_at and f"{version.published_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    moment = version.published_at
+    published = None if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     for name, value in (
         ("title", version.title),
         ("description", version.description),
