@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import time
+from html import escape
+from html import unescape as html_unescape
 from typing import TYPE_CHECKING, Final
 
 from selectolax.lexbor import LexborHTMLParser
@@ -25,7 +27,11 @@ __all__ = [
     "Block",
     "Document",
     "Element",
+    "Surroundings",
+    "as_without_scripts",
+    "block_of",
     "blocks_of",
+    "html_of_xhtml",
     "read_document",
     "unescape",
     "without_scripts",
@@ -258,6 +264,62 @@ def without_scripts(text: str) -> str:
     return "".join(kept)
 
 
+_MAX_UNFOLDED: Final = 100
+# None looks beyond the next "<": many that never end would be read to the page's end each.
+_SHADOW: Final = re.compile(r"<template\b[^<>]*?shadowrootmode[^<>]*+>", re.IGNORECASE)
+_END_TEMPLATE: Final = re.compile(r"</template\s*+>", re.IGNORECASE)
+_SRCDOC: Final = re.compile(r"\ssrcdoc\s*=\s*(?:\"([^\"]*)\"|'([^']*)')([^<>]*+>)", re.IGNORECASE)
+_WITHOUT: Final = re.compile(r"</?(?:noscript|noframes|frameset|frame)\b[^<>]*+>", re.IGNORECASE)
+_CLOSED: Final = re.compile(
+    r"<(script|style|title|textarea|iframe|noscript|div|span|p|a|i|b|em|strong|td|th|tr|li|ul|ol|dl|dt|dd|table"
+    r"|section|article|h[1-6]|button|select|option|label|canvas|video|audio|object)\b([^<>]*+)(?<=/)>",
+    re.IGNORECASE,
+)
+
+
+def as_shown(text: str) -> str:
+    """Put in its place what a browser shows and a parser does not: documents in attributes, shadow trees."""
+    if 0 < text.count("shadowrootmode") <= _MAX_UNFOLDED:
+        kept: list[str] = []
+        position = 0
+        while (start := _SHADOW.search(text, position)) is not None:
+            end = _END_TEMPLATE.search(text, start.end())
+            if end is None:
+                break
+            kept += [text[position : start.start()], "<div>", text[start.end() : end.start()], "</div>"]
+            position = end.end()
+        text = "".join([*kept, text[position:]])
+    if 0 < text.count("srcdoc") <= _MAX_UNFOLDED:
+        text = _SRCDOC.sub(
+            lambda found: f"{found[3]}</iframe><div>{html_unescape(found[1] or found[2] or '')}</div>", text
+        )
+    return text
+
+
+def as_without_scripts(text: str) -> str | None:
+    """Give a page as a browser without scripts and frames shows it; None if that is no other page."""
+    found, count = _WITHOUT.subn("", without_scripts(text))
+    return found if count else None
+
+
+def html_of_xhtml(text: str) -> str:
+    """Write as HTML what is XHTML only: closed elements that HTML takes for open ones, and CDATA."""
+    text = _CLOSED.sub(lambda found: f"<{found[1]}{found[2][:-1]}></{found[1]}>", text)
+    if text.count("<![CDATA[") > _MAX_UNFOLDED:
+        return text
+    kept: list[str] = []
+    position = 0
+    while (start := text.find("<![CDATA[", position)) >= 0 and (end := text.find("]]>", start)) >= 0:
+        # In a script or a style it is what keeps XML from reading it.
+        in_script = any(
+            text.rfind(f"<{tag}", 0, start) > text.rfind(f"</{tag}", 0, start) for tag in ("script", "style")
+        )
+        inner = text[start + 9 : end]
+        kept += [text[position:start], text[start : end + 3] if in_script else escape(inner, quote=False)]
+        position = end + 3
+    return "".join([*kept, text[position:]])
+
+
 def read_document(text: str, on_first: Callable[[LexborHTMLParser], None] | None = None) -> Document:
     """Read a page.
 
@@ -271,7 +333,7 @@ def read_document(text: str, on_first: Callable[[LexborHTMLParser], None] | None
     # CPU time: a machine that has no time for us does not make a page shorter.
     until = time.thread_time() + PAGE_SECONDS
     open_elements: list[Element] = []
-    parts = [piece for piece in pieces(without_scripts(text)) if piece] or [""]
+    parts = [piece for piece in pieces(without_scripts(as_shown(text))) if piece] or [""]
     for number, part in enumerate(parts):
         if number and time.thread_time() > until:
             truncated = True
@@ -436,6 +498,12 @@ def _flush(
         if linked and container.tag in HEADINGS and not _leads_away(run):
             linked = 0  # documentation tools link a heading to its line in the table of contents
         blocks.append(Block(container, around, run, text, size, size if all_linked else min(linked, size)))
+
+
+def block_of(text: str, root: Element) -> Block:
+    """Give a text as a block of its own that ends a page."""
+    element = Element("p", "", root)
+    return Block(element, Surroundings(), [escape(text, quote=False)], text, len(text) - text.count(" "), 0)
 
 
 def _leads_away(nodes: list[Element | str]) -> bool:

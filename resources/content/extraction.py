@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from resources.content.boilerplate import block_hash, repeated_blocks
 from resources.content.careful import CarefulFailed, careful_blocks
-from resources.content.dom import blocks_of, read_document, without_scripts
+from resources.content.declared import missing_facts
+from resources.content.dom import (
+    as_without_scripts,
+    block_of,
+    blocks_of,
+    html_of_xhtml,
+    read_document,
+    without_scripts,
+)
 from resources.content.main_content import choose_blocks
 from resources.content.metadata import Metadata, read_metadata
 from resources.content.rendering import render_markdown, render_text
@@ -31,6 +39,9 @@ Mode = Literal["mixture", "fast", "careful"]
 _TAG: Final = re.compile(r"<[^<>]*+>")
 MAX_BLOCKS: Final = 20_000
 """Blocks of one page that are looked at; the rest is cut off."""
+_XHTML: Final = "application/xhtml+xml"
+_LITTLE: Final = 200
+"""Characters of a page up to which it is looked at what it says to a browser without scripts."""
 UNSURE: Final = 0.5
 """Share of an article page's text up to which the fast choice is not trusted."""
 MIN_CAREFUL: Final = 0.3
@@ -105,6 +116,8 @@ def survey(
     if content_type == "text/plain":
         return frozenset()
     text, _ = _decoded(html, content_type, charset)
+    if content_type == _XHTML:
+        text = html_of_xhtml(text)
     places: dict[Element, str] = {}
     found = (block_hash(block, places) for block in blocks_of(read_document(text).root))
     return frozenset(number for number in found if number is not None)
@@ -132,16 +145,33 @@ def extract(
     text, cleaned = _decoded(html, content_type, charset)
     if content_type == "text/plain":
         return _plain(text, cleaned)
+    if content_type == _XHTML:
+        text = html_of_xhtml(text)
     try:
         read = _Read(text, url, cleaned)
         every = blocks_of(read.document.root)[:MAX_BLOCKS]
+        if sum(block.size for block in every) < _LITTLE and (other := as_without_scripts(text)) is not None:
+            read, every = _fuller(read, every, other, url)
     except Exception as error:  # noqa: BLE001 - whatever a hostile page does to the parser
         return _crude(text, cleaned, _named(error))
     try:
         chosen, method, reason = _main_content(read, every, boilerplate, mode)
+        if read.metadata.facts:
+            missing = missing_facts(read.metadata.facts, render_text(chosen))
+            chosen = [*chosen, *(block_of(line, read.document.root) for line in missing)]
         return _extracted(read, url, chosen, method, reason)
     except Exception as error:  # noqa: BLE001 - a page is not lost because its main content cannot be told
         return _plain(render_text(every), cleaned, read.metadata, _named(error))
+
+
+def _fuller(read: _Read, every: list[Block], other: str, url: str) -> tuple[_Read, list[Block]]:
+    """Give a page as it is without scripts and frames, if it says much more then and does not only ask for them."""
+    second = _Read(other, url, read.cleaned)
+    blocks = blocks_of(second.document.root)[:MAX_BLOCKS]
+    said = " ".join(block.text for block in blocks).casefold()
+    if "javascript" in said or sum(b.size for b in blocks) < 1.5 * sum(b.size for b in every):
+        return read, every
+    return second, blocks
 
 
 def _named(error: Exception) -> str:

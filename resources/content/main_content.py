@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from resources.content.boilerplate import repeated_blocks
 from resources.content.dom import HEADINGS, Element
+from resources.content.metadata import is_contact_page
 from resources.content.regions import (
     first_heading,
     furniture_of,
@@ -59,9 +60,6 @@ _OTHER_KINDS: Final = frozenset(
     {"product", "faqpage", "qapage", "discussionforumposting", "contactpage", "collectionpage", "localbusiness",
      "itemlist", "store", "restaurant", "techarticle", "howto", "event", "jobposting", "softwareapplication"}
 )  # fmt: skip
-_CONTACT: Final = re.compile(
-    r"\bcontact|\bkontakt|impressum|\bcontatt|\bcontato|お問い合わせ|联系|聯絡|контакт|اتصل|צור קשר", re.IGNORECASE
-).search
 _MARKUP: Final = re.compile(r"<[a-z]+ [a-z-]+=[\"']", re.IGNORECASE).match
 
 
@@ -209,7 +207,7 @@ def choose_blocks(
         gone = repeated_blocks(candidates, boilerplate, {})
         candidates = [block for index, block in enumerate(candidates) if index not in gone]
     addresses: list[Block] = []
-    if "contactpage" in metadata.kinds or _CONTACT(metadata.title or ""):
+    if is_contact_page(metadata):
         addresses = [b for b in blocks if any(a.tag == "address" for a in b.container.ancestors())]
     if not _is_listing(candidates, metadata) and is_article(candidates, metadata):
         chosen = _with(addresses, _article(candidates))

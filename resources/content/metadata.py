@@ -10,7 +10,9 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
+from resources.content.declared import business_facts, declared_facts
 from resources.crawler.urls import InvalidUrl, normalise
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from selectolax.lexbor import LexborHTMLParser
 
-__all__ = ["Metadata", "read_metadata"]
+__all__ = ["Metadata", "is_contact_page", "read_metadata"]
 
 _MAX_TITLE: Final = 1_000
 _MAX_DESCRIPTION: Final = 5_000
@@ -36,6 +38,9 @@ _PUBLISHED_NAMES: Final = (
 _DATE: Final = re.compile(
     r"\s*(\d{4})-?(\d{2})-?(\d{2})(?:[T ]+(\d{2}):?(\d{2})(?::?(\d{2}))?(?:[.,]\d+)?\s*(Z|[+-]\d{2}:?\d{2})?)?"
 ).match
+_CONTACT: Final = re.compile(
+    r"\bcontact|\bkontakt|impressum|\bcontatt|\bcontato|お問い合わせ|联系|聯絡|контакт|اتصل|צור קשר", re.IGNORECASE
+).search
 _EARLIEST: Final = date(1990, 1, 1)
 _MONTH_NAMES: Final = "jan feb mar apr may jun jul aug sep oct nov dec"
 _MONTHS: Final = {name: number for number, name in enumerate(_MONTH_NAMES.split(), start=1)}
@@ -57,8 +62,15 @@ class Metadata:
     """A datetime has a zone (UTC where the page gives none)."""
     base: str | None = None
     """What relative urls are relative to, if it is not the page."""
+    facts: tuple[tuple[str, str], ...] = ()
+    """What it declares of its product, event, questions or address: what it is, and the value."""
     kinds: frozenset[str] = frozenset()
     """Types that it declares (schema.org, OpenGraph), in lower case: ``article``, ``product``, ``faqpage``."""
+
+
+def is_contact_page(metadata: Metadata) -> bool:
+    """Tell whether a page calls itself the one that says where its owner is."""
+    return "contactpage" in metadata.kinds or _CONTACT(metadata.title or "") is not None
 
 
 def read_metadata(tree: LexborHTMLParser, html: str, url: str, now: datetime | None = None) -> Metadata:
@@ -91,7 +103,8 @@ def read_metadata(tree: LexborHTMLParser, html: str, url: str, now: datetime | N
         kinds.add(metas["og:type"].strip().lower()[:40])
     latest = (now or datetime.now(UTC)) + timedelta(days=1)
     found.published = next((d for name in _PUBLISHED_NAMES if (d := read_date(metas.get(name), latest))), None)
-    for thing in _json_nodes(html):
+    things = list(_json_nodes(html))
+    for thing in things:
         kinds.update(_types(thing))
         if found.published is None:
             found.published = read_date(thing.get("datePublished"), latest)
@@ -100,6 +113,11 @@ def read_metadata(tree: LexborHTMLParser, html: str, url: str, now: datetime | N
     if found.published is None:
         found.published = _published_in_body(tree, latest)
     found.kinds = frozenset(kinds)
+    facts = declared_facts(things, metas, tree, html)
+    is_home = urlsplit(url).path in ("", "/") and not any("article" in k or "posting" in k for k in kinds)
+    if things and (is_home or is_contact_page(found)):
+        facts += business_facts(things)
+    found.facts = tuple(dict.fromkeys(facts))
     return found
 
 

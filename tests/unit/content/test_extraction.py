@@ -385,3 +385,112 @@ def test_an_articles_address_is_kept_where_it_is_one() -> None:
     )
     assert "8 Quay St" in page.text
     assert "Byron" not in page.text
+
+
+def test_facts_that_only_scripts_declare_are_kept_once() -> None:
+    product = """{"@type":"Product","name":"Gull","sku":"HK-17","offers":[{"@type":"Offer","price":1048.5,
+    "priceCurrency":"GBP","availability":"https://schema.org/InStock"}]}"""
+    script = f'<script type="application/ld+json">{product}</script>'
+    page = extract(f"<head>{script}</head><body><main><h1>Gull</h1><p>A kettle.</p></main></body>", URL)
+    assert page.text == "Gull\nA kettle.\nPrice: 1048.5 GBP\nAvailability: In stock\nSKU: HK-17"
+    for shown in ("£1,048.50", "1.048,50 GBP"):
+        page = extract(
+            f"<head>{script}</head><body><main><h1>Gull</h1><p>{shown}, in stock, HK-17</p></main></body>", URL
+        )
+        assert page.text == f"Gull\n{shown}, in stock, HK-17"
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (
+            '<meta property="og:price:amount" content="48"><meta property="og:price:currency" content="GBP">',
+            "",
+        ),
+        ("", '<meta itemprop="price" content="48"><meta itemprop="priceCurrency" content="GBP">'),
+        ("", '<span itemprop="price" content="48"></span><data itemprop="priceCurrency" value="GBP"></data>'),
+    ],
+)
+def test_a_price_that_stands_in_attributes_is_kept(head: str, body: str) -> None:
+    page = extract(f"<head>{head}</head><body><main><h1>Gull & Co</h1><p>A kettle.</p>{body}</main></body>", URL)
+    assert page.text == "Gull & Co\nA kettle.\nPrice: 48 GBP"
+    assert page.markdown == "# Gull & Co\n\nA kettle.\n\nPrice: 48 GBP"
+
+
+def test_the_products_of_a_list_declare_no_price_of_the_page() -> None:
+    body = '<p>Gull <meta itemprop="price" content="48"></p><p>Tern <meta itemprop="price" content="52"></p>'
+    assert extract(f"<body><main><h1>Kettles</h1>{body}</main></body>", URL).text == "Kettles\nGull\nTern"
+
+
+def test_questions_and_addresses_that_are_only_declared_are_kept() -> None:
+    faq = """{"@type":"FAQPage","mainEntity":[{"@type":"Question","name":"Dogs?",
+    "acceptedAnswer":{"@type":"Answer","text":"<p>Only small ones.</p>"}}]}"""
+    page = extract(f'<script type="application/ld+json">{faq}</script><body><h1>Questions</h1></body>', URL)
+    assert page.text == "Questions\nDogs?\nOnly small ones."
+    place = """{"@type":"LocalBusiness","telephone":"0117 496 0001","openingHours":["Mo-Fr 09:00-17:00"],
+    "address":{"@type":"PostalAddress","streetAddress":"8 Quay Street","addressLocality":"Bristol"}}"""
+    script = f'<script type="application/ld+json">{place}</script>'
+    page = extract(f"<title>Contact</title>{script}<body><h1>Contact</h1><p>In 0117.</p></body>", URL)
+    assert page.text.splitlines()[2:] == [
+        "Address: 8 Quay Street, Bristol",
+        "Telephone: 0117 496 0001",
+        "Opening hours: Mo-Fr 09:00-17:00",
+    ]
+    assert extract(f"<title>Kettles</title>{script}<body><h1>Kettles</h1></body>", URL).text == "Kettles"
+
+
+@pytest.mark.parametrize(
+    "declared",
+    ['{"@type":"Product","offers":[[1]],"brand":[]}', '{"@type":["Question",3],"name":{},"acceptedAnswer":[]}',
+     '{"@type":"MusicEvent","location":[{}],"startDate":7}', '{"@type":"Product","offers":{"price":{"a":[]}}}'],
+)  # fmt: skip
+def test_declarations_that_make_no_sense_are_left_out(declared: str) -> None:
+    html = f'<title>Contact</title><script type="application/ld+json">{declared}</script><body><p>Hello.</p></body>'
+    assert extract(html, "https://a.example/").text.splitlines()[0] == "Hello."
+    assert extract(html, "https://a.example/").method == "fast"
+
+
+@pytest.mark.parametrize(
+    ("html", "kept", "left_out"),
+    [
+        ("<body><noscript><h1>Hours</h1><p>Open from nine.</p></noscript></body>", "Open from nine.", "noscript"),
+        ("<body><h1>Hours</h1><noscript>Enable JavaScript to see more of it.</noscript></body>", "Hours", "Enable"),
+        ("<frameset cols='1,*'><frame src=a><noframes><p>Open from nine.</p></noframes></frameset>", "Open", "src"),
+        (
+            "<body><x-y><template shadowrootmode=open><p>Open from nine.</p></template></x-y></body>",
+            "Open",
+            "template",
+        ),
+        ("<body><h1>Hours</h1><template><p>Closed</p></template></body>", "Hours", "Closed"),
+        ("<body><iframe title='x' srcdoc='&lt;p&gt;Open from nine.&lt;/p&gt;'></iframe></body>", "Open", "srcdoc"),
+        (
+            f"<body><form id='aspnetForm'><input name='__VIEWSTATE' value='a'><div><p>{_SENTENCE * 4}</p>"
+            "<p>Open from nine.</p></div></form></body>",
+            "Open from nine.",
+            "VIEWSTATE",
+        ),
+    ],
+)
+def test_what_a_browser_shows_is_read(html: str, kept: str, left_out: str) -> None:
+    text = extract(html, URL).text
+    assert kept in text
+    assert left_out not in text
+
+
+def test_xhtml_is_read_as_xhtml() -> None:
+    html = (
+        '<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><head><title/><script src="x"/></head>'
+        "<body><h1>Hours</h1><p><![CDATA[From 9 < 17 & later.]]></p>"
+        "<script>//<![CDATA[\nrun();\n//]]></script><p>Daily.</p>"
+        "</body></html>"
+    )
+    assert extract(html, URL, content_type="application/xhtml+xml").text == "Hours\nFrom 9 < 17 & later.\nDaily."
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["<template shadowrootmode ", "<iframe srcdoc=", "<noscript ", "<![CDATA[", "<div hidden>", "<script/", "<div/>"],
+)
+def test_many_of_what_never_ends_do_not_hold_it_up(piece: str) -> None:
+    html = piece * (400_000 // len(piece)) + "<p>The end"
+    assert extract(html, URL, content_type="application/xhtml+xml").fallback_reason != "RecursionError"
