@@ -9,10 +9,10 @@ a large page is read in steps, between which the loop has its turn (`parse_in_tu
 
 from __future__ import annotations
 
-import asyncio
 import codecs
 import re
 import time
+import types
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -40,6 +40,13 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+
+
+@types.coroutine
+def _turn() -> Generator[None]:
+    """The loop has its turn. As `asyncio.sleep(0)`, and processes that only read pages load no asyncio."""
+    yield
+
 
 MAX_LINKS: Final = 10_000
 """Links of one page that are followed; real sitemap pages have a few thousand."""
@@ -353,7 +360,7 @@ async def parse_in_turns(
             next(steps)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        await asyncio.sleep(0)
+        await _turn()
 
 
 def _reading(
