@@ -232,6 +232,7 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
     import dagster as dg
 
     from omniops_pipelines import progress
+    from omniops_pipelines.cli.interruption import keep_interruptions_out_of_the_log
     from omniops_pipelines.cli.output import screen
     from omniops_pipelines.cli.progress_bar import CrawlBar
     from omniops_pipelines.jobs.crawl import crawl_alone
@@ -247,6 +248,7 @@ def _execute(order: CrawlOrder, planned: PlannedCrawl, as_json: bool) -> int:
         exclude=list(order.exclude),
         **{name: int(getattr(planned.plan, name)) for name in QUOTAS},
     )
+    keep_interruptions_out_of_the_log()
     screen.print(f"Job {planned.job_id}", soft_wrap=True)
     failure: str | None = None
     run_id: str | None = None
