@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,17 @@ def make_crawl(database: Database, job_id: str, plan: CrawlPlan, **options: Any)
     progress = CrawlProgress(stats.total_pages, stats.successful_pages, stats.failed_pages, stats.skipped_pages)
     index = partial(index_waiting_content, database.engine)
     return Crawl(plan, database.frontier(job_id), start_from=progress, index=index, **options)
+
+
+def stop_at(crawl: Crawl, pages: int) -> None:
+    """Pause a crawl that is about to run as soon as it has results of so many pages."""
+
+    def wait() -> None:
+        while crawl.progress.total < pages:
+            time.sleep(0.005)
+        crawl.stop("paused")
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def crawl(database: Database, url: str, job_id: str = "job", **fields: Any) -> CrawlOutcome:

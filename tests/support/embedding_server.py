@@ -41,6 +41,7 @@ class EmbeddingServer:
         headers: of each request.
         answer: status, headers and body of the nth request, from 0; None: vectors.
         hang_seconds: how long it says nothing.
+        hold_after: after so many requests it says nothing until this is raised; None: it answers all.
         at_once: most requests that were under way together.
     """
 
@@ -50,6 +51,7 @@ class EmbeddingServer:
     headers: list[dict[str, str]] = field(default_factory=list)
     answer: Callable[[int, list[str]], tuple[int, dict[str, str], Any] | None] = lambda _n, _t: None
     hang_seconds: float = 0.0
+    hold_after: int | None = None
     at_once: int = 0
     under_way: int = 0
 
@@ -80,6 +82,8 @@ class EmbeddingServer:
             self.headers.append(dict(request.headers))
             if self.hang_seconds:
                 await asyncio.sleep(self.hang_seconds)
+            while self.hold_after is not None and number >= self.hold_after:  # noqa: ASYNC110 - set in another thread
+                await asyncio.sleep(0.02)
             told = self.answer(number, texts)
             if told is None:
                 return web.json_response(self.vectors(texts))

@@ -47,6 +47,8 @@ class Site:
         requests: how often each path was asked for; a look for a sitemap where there is none is in `moments` alone.
         moments: when which path was asked for, in order.
         latency: seconds before each answer.
+        answered: how many pages were.
+        hold_after: when so many pages were answered, all further ones wait until it is raised; None: none waits.
     """
 
     def __init__(self) -> None:
@@ -56,6 +58,8 @@ class Site:
         self.moments: list[tuple[float, str]] = []
         self.most_at_once = 0
         self.latency = 0.0
+        self.answered = 0
+        self.hold_after: int | None = None
         self.port = 0
         self._at_once = 0
 
@@ -85,6 +89,10 @@ class Site:
         try:
             if self.latency:
                 await asyncio.sleep(self.latency)
+            if path in self.pages:
+                while self.hold_after is not None and self.answered >= self.hold_after:  # noqa: ASYNC110 - another thread sets it
+                    await asyncio.sleep(0.02)
+                self.answered += 1
             page = self.pages.get(path, self.fallback)
             if page is None:
                 return web.Response(status=404, text="not found", content_type="text/html")

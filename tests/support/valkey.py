@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def wait_until(what: Callable[[], object], seconds: float = 10.0) -> None:
+def wait_until(what: Callable[[], object], seconds: float = 60.0) -> None:
     """Poll until something is true; the bound is for what hangs."""
     deadline = time.monotonic() + seconds
     while not what():

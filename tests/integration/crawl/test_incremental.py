@@ -17,7 +17,7 @@ from resources.crawler.plan import CrawlPlan
 from resources.crawler.urls import url_hash
 from resources.postgres.frontier import FrontierUrl
 from resources.postgres.removals import NothingHeldBack, settle_held_back
-from tests.support.crawling import crawl, make_crawl, make_job, results
+from tests.support.crawling import crawl, make_crawl, make_job, results, stop_at
 from tests.support.site import Handler, Page, Site, html
 
 if TYPE_CHECKING:
@@ -405,7 +405,7 @@ def test_one_that_is_stopped_in_the_middle_goes_on_exactly(pages: Versioned, dat
     plan = CrawlPlan(urls=(pages.site.url,), job_type="incremental", allow_private=True, concurrency=2)
     make_job(database, "second", plan)
     run = make_crawl(database, "second", plan)
-    threading.Timer(0.4, run.stop, ["paused"]).start()
+    stop_at(run, 10)
     assert run.run().finish_reason == "paused"
     done = len(results(database, "second"))
     assert 0 < done < 60
@@ -426,7 +426,7 @@ def test_two_workers_share_one(pages: Versioned, database: Database) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(200)
     assert len(results(database, "second")) == 150
     assert all(answers == [200, 304] for answers in pages.answered.values())
     assert database.value("SELECT count(*) FROM crawl_frontier WHERE job_id = 'second' AND found_by = 'known'") == 0

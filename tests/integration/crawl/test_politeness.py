@@ -81,7 +81,7 @@ def started(*crawls: Crawl) -> list[tuple[threading.Thread, list[CrawlOutcome]]]
 def ended(running: list[tuple[threading.Thread, list[CrawlOutcome]]]) -> list[CrawlOutcome]:
     """How they ended."""
     for thread, _ in running:
-        thread.join(60)
+        thread.join(200)
         assert not thread.is_alive()
     return [outcomes[0] for _, outcomes in running]
 

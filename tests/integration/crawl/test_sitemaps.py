@@ -14,7 +14,7 @@ from aiohttp import web
 from resources.crawler import crawl as crawl_module
 from resources.crawler.plan import CrawlPlan
 from resources.postgres.discovery import read_discovery
-from tests.support.crawling import crawl, make_crawl, make_job, results
+from tests.support.crawling import crawl, make_crawl, make_job, results, stop_at
 from tests.support.site import Page, html, serve_site
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def test_a_resumed_job_does_not_read_them_again(site: Site, database: Database) 
     plan = CrawlPlan(urls=(site.url,), allow_private=True, concurrency=2)
     make_job(database, "job", plan)
     run = make_crawl(database, "job", plan)
-    threading.Timer(1.0, run.stop, ["paused"]).start()
+    stop_at(run, 20)
     assert run.run().finish_reason == "paused"
     site.latency = 0.0
     assert make_crawl(database, "job", plan).run().finish_reason == "exhausted"
@@ -273,7 +273,7 @@ def test_one_of_two_workers_reads_them_and_both_wait(site: Site, database: Datab
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
     assert outcomes == ["exhausted", "exhausted"]
     assert set(listed) < set(results(database))
     assert site.requests["/sitemap.xml"] == 1

@@ -41,7 +41,7 @@ def crawling(site: Site, database: Database) -> Iterator[threading.Thread]:
         time.sleep(0.01)
     yield thread
     run.stop("cancelled")
-    thread.join(30)
+    thread.join(200)
 
 
 def omniops(*arguments: str) -> tuple[int, Any, str]:

@@ -245,13 +245,13 @@ def test_killed_while_it_embeds_the_same_job_does_the_rest(
     database: Database, site: Site, server: EmbeddingServer, program: Program
 ) -> None:
     serve_pages(site, 12)
-    server.hang_seconds = 0.3
+    server.hold_after = 1
     order = ("crawl", site.url, "--allow-private", "--embed", "--job-id", "killed", "--json")
     process = program.start(*order)
     wait_until(lambda: vectors(database) > 0)
     os.killpg(process.pid, signal.SIGKILL)
     finish(process)
-    server.hang_seconds = 0.0
+    server.hold_after = None
     stored = vectors(database)
     assert status(database, "killed") == "completed"
     requests, asked = dict(site.requests), len(server.texts)
@@ -267,18 +267,15 @@ def test_interrupted_while_it_embeds_it_ends_at_once_and_says_how_to_go_on(
     database: Database, site: Site, server: EmbeddingServer, program: Program
 ) -> None:
     serve_pages(site, 12)
-    server.hang_seconds = 0.3
-    process = program.start("crawl", site.url, "--allow-private", "--embed", "--job-id", "stopped")
-    wait_until(lambda: vectors(database) > 0)
     # Longer than anybody waits here: who waited for the answer would be killed.
-    server.hang_seconds = 600.0
-    asked = len(server.asked)
-    wait_until(lambda: len(server.asked) > asked)
+    server.hold_after = 1
+    process = program.start("crawl", site.url, "--allow-private", "--embed", "--job-id", "stopped")
+    wait_until(lambda: vectors(database) > 0 and len(server.asked) > 1)
     process.send_signal(signal.SIGINT)
     ended = finish(process).expect(1)
     assert "omniops crawl --job-id stopped" in ended.err
     assert status(database, "stopped") == "completed"
-    server.hang_seconds = 0.0
+    server.hold_after = None
     program.run("embed", "--missing", "--json").expect(0)
     assert database.value("SELECT count(*) FROM website_content WHERE embedded_models = '{}'") == 0
 

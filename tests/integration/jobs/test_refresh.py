@@ -131,7 +131,7 @@ def test_a_site_that_is_due_for_many_customers_is_asked_politely_for_all_of_them
     for thread in threads[1:]:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(200)
     assert len(site.moments) == 15
 
 

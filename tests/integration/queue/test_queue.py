@@ -499,7 +499,7 @@ def test_positions_are_committed_in_their_order_whoever_writes(
         # What came second waits: were it there first, it would be handled first.
         assert _waits_for_a_lock(database)
         assert other.replay_with_persistence(Seen()).handled == ()
-    thread.join(10)
+    thread.join(200)
     assert queue.replay_with_persistence(Seen()).handled == ("first", "second")
 
 

@@ -176,7 +176,7 @@ def test_a_running_worker_handles_what_comes_and_ends_when_it_is_told(
         _until(lambda n=n: len(seen.order) == n + 1)
         time.sleep(0.15)
     stop.set()
-    thread.join(20)
+    thread.join(200)
     assert not thread.is_alive()
     assert [result.handled for result in done] == [3]
 
@@ -237,7 +237,7 @@ def test_a_worker_lives_on_while_its_connections_are_ended_again_and_again(
         _until(lambda: not _open(database), 60)
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(200)
     rows = database.rows(
         "SELECT session_id, array_agg(product_id ORDER BY id) AS keys FROM cart_operations GROUP BY 1"
     )
@@ -266,7 +266,7 @@ def test_a_worker_without_slots_is_refused(database: Database) -> None:
             QueueWorker(lambda _: None, concurrency=concurrency, engine=database.engine)
 
 
-def _until(what: Any, seconds: float = 20) -> None:
+def _until(what: Any, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "not in time"

@@ -35,7 +35,7 @@ sys.stdin.read()
 """
 
 
-def wait_until(what: Callable[[], object], seconds: float = 15.0) -> None:
+def wait_until(what: Callable[[], object], seconds: float = 60.0) -> None:
     """Poll until something is true."""
     deadline = time.monotonic() + seconds
     while not what():
@@ -109,7 +109,7 @@ class Stack:
         assert pid is not None
         return psutil.Process(pid)
 
-    def wait_until_gone(self, seconds: float = 15.0) -> None:
+    def wait_until_gone(self, seconds: float = 60.0) -> None:
         """Wait until nothing of it runs."""
         wait_until(lambda: not self.processes(), seconds)
 
