@@ -35,6 +35,12 @@ def interruptible() -> None:
 
 
 @pytest.fixture
+def database(stored_database: Database) -> Database:
+    """A database of this test's own, with Dagster's storage."""
+    return stored_database
+
+
+@pytest.fixture
 def home() -> Iterator[Path]:
     """A data folder with a short name: the embedded servers' sockets are in it."""
     path = Path(tempfile.mkdtemp(prefix="omniops-test-"))
@@ -52,10 +58,10 @@ def program(database: Database, home: Path) -> Iterator[Program]:
 
 @pytest.fixture
 def embedded(database: Database, home: Path) -> Iterator[Program]:
-    """The program with servers of its own, which end with the test."""
+    """The program as `python -m omniops_pipelines`, with servers of its own, which end with the test."""
     stores = ("OMNIOPS_DATABASE_URL", "OMNIOPS_OWNER_DATABASE_URL", "OMNIOPS_REDIS_URL")
     environment = {name: value for name, value in database.environment(home).items() if name not in stores}
-    made = Program(environment)
+    made = Program(environment, forked=False)
     yield made
     made.close()
     stop(Settings(home, None, None, None), force=True)

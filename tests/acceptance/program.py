@@ -1,4 +1,4 @@
-"""The program as a person or a script runs it: processes of `python -m omniops_pipelines`, and what they left."""
+"""The program as a person or a script runs it: its processes, and what they left."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from resources.settings import PROJECT_ROOT
+from tests.support.forked import Forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tests.support.databases import Database
 
 # Longer than anything here takes on a busy machine; what hangs is killed and fails then.
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 240.0
 
 
 def wait_until(what: Callable[[], object], seconds: float = PATIENCE_SECONDS, why: str = "") -> None:
@@ -50,28 +51,46 @@ class Ended:
         return self
 
 
+Process = subprocess.Popen[str] | Forked
+
+
 @dataclass
 class Program:
-    """Starts processes of the program in one environment, and leaves none behind."""
+    """Starts processes of the program in one environment, and leaves none behind.
+
+    Attributes:
+        environment: all variables.
+        forked: spare them the loading; what they do is the same. Not for tests of the start itself.
+        started: all of them.
+    """
 
     environment: dict[str, str]
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    forked: bool = True
+    started: list[Process] = field(default_factory=list)
 
-    def start(self, *arguments: str, log: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, log: Path | None = None, **environment: str) -> Process:
         """A process that runs; with `log` its output goes there."""
+        process = self._start(arguments, log, {**self.environment, "PYTHONFAULTHANDLER": "1", **environment})
+        self.started.append(process)
+        return process
+
+    def _start(self, arguments: tuple[str, ...], log: Path | None, environment: dict[str, str]) -> Process:
+        if self.forked:
+            if log is None:
+                return Forked(arguments, environment)
+            with log.open("w") as file:
+                return Forked(arguments, environment, file.fileno())
         with open(log or "/dev/null", "w") as file:  # noqa: PTH123 - one call for both
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "omniops_pipelines", *arguments],
                 cwd=PROJECT_ROOT,
-                env={**self.environment, "PYTHONFAULTHANDLER": "1", **environment},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file if log else subprocess.PIPE,
                 stderr=subprocess.STDOUT if log else subprocess.PIPE,
                 text=True,
                 start_new_session=True,
             )
-        self.started.append(process)
-        return process
 
     def run(self, *arguments: str, **environment: str) -> Ended:
         """Run it to its end."""
@@ -84,7 +103,7 @@ class Program:
             process.communicate()
 
 
-def finish(process: subprocess.Popen[str], seconds: float = PATIENCE_SECONDS) -> Ended:
+def finish(process: Process, seconds: float = PATIENCE_SECONDS) -> Ended:
     """Wait for a process to end; of one that does not, say where each of its threads stood."""
     try:
         out, err = process.communicate(timeout=seconds)

@@ -17,9 +17,8 @@ from tests.acceptance.program import finish, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from subprocess import Popen
 
-    from tests.acceptance.program import Program
+    from tests.acceptance.program import Process, Program
 
 # Ctrl-C and a service manager's way, in turn.
 _WAYS_TO_END = itertools.cycle((signal.SIGTERM, signal.SIGINT))
@@ -58,7 +57,7 @@ query ($id: ID!) {
 class Ui:
     """A running `omniops up`."""
 
-    def __init__(self, process: Popen[str], port: int, log: Path) -> None:
+    def __init__(self, process: Process, port: int, log: Path) -> None:
         self.process = process
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
@@ -133,7 +132,7 @@ def serve_ui(program: Program, log: Path) -> Iterator[Ui]:
     wait_until(lambda: not [p for p in family if _runs(p)], 30, f"the end of {family}")
 
 
-def _family(process: Popen[str]) -> list[psutil.Process]:
+def _family(process: Process) -> list[psutil.Process]:
     """A process and all that descends from it."""
     try:
         me = psutil.Process(process.pid)

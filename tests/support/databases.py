@@ -11,12 +11,13 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
-from resources.postgres.connection import driver_url, engine_for
+from resources.postgres.connection import dispose_engines, driver_url, engine_for
 from resources.postgres.frontier import CrawlFrontier
 from resources.postgres.jobs import PersistentJobManager
 from resources.redis import RedisWithFallback
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from sqlalchemy import Engine
@@ -45,6 +46,17 @@ class Database:
     owner_url: str
     admin_url: str
     redis_url: str
+
+    @classmethod
+    def of(cls, endpoints: Endpoints, name: str) -> Database:
+        """The database of that name."""
+        return cls(
+            name,
+            _at(endpoints.database_url, name),
+            _at(endpoints.owner_database_url, name),
+            _at(endpoints.database_url, name, "postgres"),
+            endpoints.redis_url or "",
+        )
 
     @property
     def engine(self) -> Engine:
@@ -101,10 +113,12 @@ def create_database(endpoints: Endpoints, template: str) -> Database:
     name = f"test_{os.getpid()}_{next(_numbers)}"
     # By copying its files: through the WAL, the default, it takes five times as long.
     administer(endpoints, f"CREATE DATABASE {name} TEMPLATE {template} OWNER omniops_owner STRATEGY FILE_COPY")
-    return Database(
-        name,
-        _at(endpoints.database_url, name),
-        _at(endpoints.owner_database_url, name),
-        _at(endpoints.database_url, name, "postgres"),
-        endpoints.redis_url or "",
-    )
+    return Database.of(endpoints, name)
+
+
+def a_database(cluster: Endpoints, template: str) -> Iterator[Database]:
+    """One, until the test is over."""
+    made = create_database(cluster, template)
+    yield made
+    dispose_engines()
+    administer(cluster, f"DROP DATABASE {made.name} WITH (FORCE)")

@@ -24,6 +24,12 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @pytest.fixture
+def database(stored_database: Database) -> Database:
+    """A database of this test's own, with Dagster's storage."""
+    return stored_database
+
+
+@pytest.fixture
 def defs(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Definitions]:
     """The project's definitions on the test's database."""
     for name, value in database.environment(tmp_path / "home").items():

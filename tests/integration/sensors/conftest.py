@@ -36,6 +36,12 @@ ORIGIN = RemoteRepositoryOrigin(
 
 
 @pytest.fixture
+def database(stored_database: Database) -> Database:
+    """A database of this test's own, with Dagster's storage."""
+    return stored_database
+
+
+@pytest.fixture
 def instance(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """Dagster as the program has it."""
     for name, value in database.environment(tmp_path / "home").items():

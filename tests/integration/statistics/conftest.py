@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
+def database(stored_database: Database) -> Database:
+    """A database of this test's own, with Dagster's storage."""
+    return stored_database
+
+
+@pytest.fixture
 def home(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A data folder, and the environment that points to it and to the test's database."""
     folder = Path(tempfile.mkdtemp(prefix="omniops-test-"))
