@@ -50,7 +50,7 @@ def declared_facts(
         currency = metas.get("product:price:currency") or metas.get("og:price:currency")
         if price:
             facts += _price(price, currency)
-        elif _HAS_PRICE(html):
+        elif "itemprop" in html and _HAS_PRICE(html):
             facts += _microdata(tree)
     for thing in things:
         kinds = _kinds(thing)

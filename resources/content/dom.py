@@ -279,7 +279,7 @@ _CLOSED: Final = re.compile(
 
 def as_shown(text: str) -> str:
     """Put in its place what a browser shows and a parser does not: documents in attributes, shadow trees."""
-    if 0 < text.count("shadowrootmode") <= _MAX_UNFOLDED:
+    if "shadowrootmode" in text and text.count("shadowrootmode") <= _MAX_UNFOLDED:
         kept: list[str] = []
         position = 0
         while (start := _SHADOW.search(text, position)) is not None:
@@ -289,7 +289,7 @@ def as_shown(text: str) -> str:
             kept += [text[position : start.start()], "<div>", text[start.end() : end.start()], "</div>"]
             position = end.end()
         text = "".join([*kept, text[position:]])
-    if 0 < text.count("srcdoc") <= _MAX_UNFOLDED:
+    if "srcdoc" in text and text.count("srcdoc") <= _MAX_UNFOLDED:
         text = _SRCDOC.sub(
             lambda found: f"{found[3]}</iframe><div>{html_unescape(found[1] or found[2] or '')}</div>", text
         )

@@ -166,9 +166,13 @@ def is_article(blocks: list[Block], metadata: Metadata) -> bool:
 
 def _is_listing(candidates: list[Block], metadata: Metadata) -> bool:
     """Tell a page whose main element, as the page calls it, holds links for the most part: a table of contents."""
-    if metadata.kinds & _ARTICLE_KINDS or sum(block.linked for block in candidates) < _LISTING * sum(
-        block.size for block in candidates
-    ):
+    if metadata.kinds & _ARTICLE_KINDS:
+        return False
+    size = linked = 0
+    for block in candidates:
+        size += block.size
+        linked += block.linked
+    if linked < _LISTING * size:
         return False
     totals = _totals(candidates)
     main = _main_element(totals)
