@@ -5,8 +5,8 @@
 The data are the pages of the Python documentation as Debian's package `python3.11-doc` installs them below
 /usr/share/doc/python3.11/html, or of another build of it in DIR: its library reference, tutorial and FAQ; for the
 questions "blind" all its handbooks. They are extracted, cut, embedded by the embedded model and indexed as crawled
-pages are, in an embedded Postgres of their own. `--vectors` keeps the vectors in a folder: the first run takes some
-minutes, another one seconds.
+pages are, in an embedded Postgres of their own. `--vectors` keeps the vectors in a folder: the first run takes ten
+minutes or more, another one some minutes, for extraction and indexing.
 
 The questions (bench/retrieval_questions.json) were written for this and name the pages that answer each: some with
 words of these pages, most in other words, as people ask. Weights and constants were chosen by the half "tuned", every

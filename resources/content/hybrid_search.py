@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 from resources.content.embeddings import EmbeddingError
+from resources.content.search_words import read_words
 from resources.postgres import search as database
 from resources.postgres.tenancy import tenant_pipeline
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from resources.content.embeddings import EmbeddingProvider
+    from resources.content.search_words import SearchWords
     from resources.redis.client import RedisWithFallback
 
 logger = logging.getLogger(__name__)
@@ -92,7 +94,7 @@ class SearchResults:
         query: what was asked.
         results: the pages.
         mode: `hybrid`, or `text` where there were no vectors to compare.
-        notice: why it was full text alone, or nothing was found; None: nothing to say.
+        notice: why nothing was found, or why it was full text alone; None: nothing to say.
         model: whose vectors were compared; None in mode `text`.
     """
 
@@ -133,7 +135,7 @@ def search(
     """Search a customer's pages in the configured stores, with the configured model.
 
     Args:
-        query: words or a question; "phrases" in quotes, and -words that shall not be there.
+        query: words or a question; "phrases" in quotes, and -words that shall not be there (`search_words.py`).
         customer_id: whose pages.
         limit: at most so many pages, 1 to 100.
         domain: only this website's (host, with the port where it is not the scheme's own).
@@ -205,11 +207,20 @@ class Search:
 
     def _search(self, query: str, customer: UUID, limit: int, domain: str | None) -> tuple[SearchResults, bool]:
         """What is found, and whether it may be cached: what an endpoint's trouble made poorer may not."""
+        words = read_words(query)
         # Before the transaction: a model may take its time, and an endpoint more.
-        asked, notice, keep = self._asked(query, customer)
+        asked, notice, keep = self._asked(words, customer)
         candidates = max(_CANDIDATES, 2 * limit)
         model = self._provider.model if self._provider else None
         with tenant_pipeline(customer, engine=self._engine) as connection:
+
+            def pages(words: str | None, *, any_word: bool = False) -> database.Answer[list[int]]:
+                if not words:
+                    return list
+                return database.pages_with_words(
+                    connection, words, domain=domain, limit=candidates, any_word=any_word
+                )
+
             known = database.customer_exists(connection)
             nearest = None
             if asked is not None and model is not None:
@@ -221,23 +232,36 @@ class Search:
                     limit=candidates * _CHUNKS_FOR_EACH_PAGE,
                     one_by_one=asked.one_by_one,
                 )
-            with_words = database.pages_with_words(connection, query, domain=domain, limit=candidates)
+            with_words = pages(words.query if words.wanted else None)
+            # What weight the words lose by their number, the names among them have.
+            weight = words_weight(words.count)
+            with_names = pages(words.named if weight < 1 else None)
             if not known():
                 raise _unknown(customer)
             near = nearest() if nearest else []
-            words = with_words()
-            if not words and not near:
+            if near and words.excluded:
+                left = database.pages_without(connection, words.excluded, [chunk.page_id for chunk in near])()
+                near = [chunk for chunk in near if chunk.page_id in left]
+            found = with_words() or pages(words.apart)()
+            if not found and not near and words.wanted:
                 # Better a page with some of the words than none.
-                words = database.pages_with_words(connection, query, domain=domain, limit=candidates, any_word=True)()
-            ranked = fuse(words, near, words_weight(query))[:limit]
-            to_show = database.shown_pages(connection, query, model, {one.page_id: one.chunk_index for one in ranked})
+                found = pages(words.query, any_word=True)()
+            ranked = fuse(near, [(found, weight), (with_names(), 1 - weight)])[:limit]
+            if not ranked:
+                there = database.searchable(connection, words.wanted, domain)()
+                notice = "; ".join(filter(None, (_nothing(words, domain, there), notice)))
+            to_show = database.shown_pages(
+                connection, words.wanted, model, {one.page_id: one.chunk_index for one in ranked}
+            )
         shown = to_show()
         results = tuple(_result(one, shown[one.page_id]) for one in ranked if one.page_id in shown)
         mode: Mode = "hybrid" if near else "text"
         return SearchResults(query, results, mode, notice, model if near else None), keep
 
-    def _asked(self, query: str, customer: UUID) -> tuple[_Asked | None, str | None, bool]:
+    def _asked(self, words: SearchWords, customer: UUID) -> tuple[_Asked | None, str | None, bool]:
         """The question as a vector; or why there is none, and whether that will be so for a while."""
+        if not words.wanted:
+            return None, None, True
         if self._provider is None:
             return None, "full text alone: no embedding model is configured (OMNIOPS_EMBEDDINGS is none)", True
         with tenant_pipeline(customer, engine=self._engine) as connection:
@@ -250,7 +274,7 @@ class Search:
             )
             return None, notice, True
         try:
-            vector = self._provider.embed([query])[0].tolist()
+            vector = self._provider.embed([words.meaning])[0].tolist()
         except EmbeddingError as error:
             logger.warning("a search goes on with full text alone: %s", error)
             return None, f"full text alone: {error}", False
@@ -281,29 +305,28 @@ class Ranked:
     chunk_index: int | None
 
 
-def words_weight(query: str) -> float:
+def words_weight(count: int) -> float:
     """What the rank in full text is worth beside that in vectors, by the number of words that were typed."""
-    return min(_MOST_FOR_WORDS, (_KEYWORDS / max(1, len(query.split()))) ** 2)
+    return min(_MOST_FOR_WORDS, (_KEYWORDS / max(1, count)) ** 2)
 
 
-def fuse(words: Sequence[int], near: Sequence[database.NearChunk], weight: float = 1.0) -> list[Ranked]:
-    """Pages by the sum of what their ranks in the two arms are worth; among equals the nearer is first.
+def fuse(near: Sequence[database.NearChunk], texts: Sequence[tuple[Sequence[int], float]]) -> list[Ranked]:
+    """Pages by the sum of what their ranks in the arms are worth; among equals the nearer is first.
 
     Args:
-        words: pages with the words, best first.
         near: pieces, nearest first; a page's first one counts.
-        weight: of `words`, beside 1 for `near`.
+        texts: pages that full text found, best first, each with its weight, beside 1 for `near`.
     """
     chunks: dict[int, int] = {}
     for chunk in near:
         chunks.setdefault(chunk.page_id, chunk.chunk_index)
-    arms = [(arm, weight_of_arm) for arm, weight_of_arm in ((list(chunks), 1.0), (list(words), weight)) if arm]
+    arms = [(arm, weight) for arm, weight in ((list(chunks), 1.0), *texts) if arm and weight > 0]
     worth: dict[int, float] = {}
-    for arm, weight_of_arm in arms:
+    for arm, weight in arms:
         for rank, page_id in enumerate(arm, start=1):
-            worth[page_id] = worth.get(page_id, 0.0) + weight_of_arm / (_RANK_CONSTANT + rank)
-    best = (sum(weight_of_arm for _, weight_of_arm in arms) or 1.0) / (_RANK_CONSTANT + 1)
-    found = set(words)
+            worth[page_id] = worth.get(page_id, 0.0) + weight / (_RANK_CONSTANT + rank)
+    best = (sum(weight for _, weight in arms) or 1.0) / (_RANK_CONSTANT + 1)
+    found = {page_id for pages, _ in texts for page_id in pages}
     order = sorted(worth, key=lambda page_id: -worth[page_id])
     return [
         Ranked(
@@ -350,6 +373,30 @@ def check_search(query: str, customer_id: UUID | str, limit: int, domain: str | 
 
 def _unknown(customer: UUID) -> InvalidSearch:
     return InvalidSearch(f"there is no customer {customer}: is the id right?")
+
+
+def _nothing(words: SearchWords, domain: str | None, there: database.Searchable) -> str:
+    """Why nothing was found."""
+    known = ", ".join(there.domains)
+    reasons = (
+        (not there.pages, "found: this customer has no pages yet (`omniops crawl URL` reads a website)"),
+        (
+            not there.of_domain,
+            f"found on {domain}: has it been crawled for this customer? There are pages of {known}",
+        ),
+        (
+            not words.wanted and bool(words.excluded),
+            f"looked for: {words.excluded} says only what shall not be there; add a word that shall be",
+        ),
+        (not words.wanted, "looked for: there is no word in the question"),
+        (not there.indexed, "found: no page of this customer's is indexed yet; the next crawl does that"),
+        (
+            not there.words,
+            "looked for: these words stand everywhere (as the, of, and do); add one that says what is meant",
+        ),
+        (bool(words.excluded), f"found that has none of {words.excluded}: leave that out, or use other words"),
+    )
+    return "nothing was " + next((why for so, why in reasons if so), "found: no page has one of these words")
 
 
 def _result(ranked: Ranked, shown: dict[str, Any]) -> SearchResult:

@@ -351,6 +351,10 @@ website_content = Table(
         "embedded_models", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]"),
         comment="Models whose vectors are of the text as it is now.",
     ),
+    Column(
+        "title_search", TSVECTOR,
+        comment="The words of the title, as in `search`. Null: the text waits to be indexed as texts now are.",
+    ),
     ForeignKeyConstraint(
         ["page_id", "customer_id"], ["scraped_pages.id", "scraped_pages.customer_id"], ondelete="CASCADE"
     ),
@@ -359,10 +363,17 @@ website_content = Table(
         "website_content_unembedded", "customer_id", "page_id",
         postgresql_where=text(f"NOT embedded_models @> ARRAY['{EMBEDDED_MODEL}']"),
     ),
-    # Question: which pages contain these words? fastupdate gathers entries outside the commit that adds a page.
-    Index("website_content_search", "search", postgresql_using="gin", postgresql_with={"fastupdate": "on"}),
-    # Question: which texts wait to be indexed?
-    Index("website_content_unindexed", "page_id", postgresql_where=text("search IS NULL")),
+    # Question: which of a customer's pages contain these words? fastupdate gathers entries outside the commit that
+    # adds a page.
+    Index(
+        "website_content_search", text("(ARRAY[customer_id])"), "search",
+        postgresql_using="gin", postgresql_with={"fastupdate": "on"},
+    ),
+    # Question: which texts wait to be indexed, first those that are not found yet?
+    Index(
+        "website_content_unindexed", text("(search IS NOT NULL)"), "page_id",
+        postgresql_where=text("search IS NULL OR title_search IS NULL"),
+    ),
     # Question: all of a customer's: search within a tenant, counts, export, erasure.
     Index("website_content_customer", "customer_id"),
     comment="Content: what a page says, and its full-text index.",

@@ -9,6 +9,7 @@ when it is called, so what does not need another's answer is sent with it; outsi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -32,6 +33,9 @@ _EF_SEARCH: Final = 100
 
 # Marks around the words of the question in a snippet.
 MARK: Final = "**"
+# What stands in a snippet for its marks, and where a dot or slash parts words, until it is here.
+_BREAK, _START, _STOP = "\x02", "\x03", "\x04"
+_MARKUP: Final = str.maketrans(dict.fromkeys("*`|#", " ") | {_BREAK: None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ def pages_with_words(
 
     Args:
         connection: as the customer.
-        query: as typed: words, "phrases", -words that shall not be there.
+        query: as `websearch_to_tsquery` reads it (`SearchWords.query`).
         domain: only this website's.
         limit: at most so many.
         any_word: one of the words is enough.
@@ -167,14 +171,79 @@ _NEAREST: Final = """
 """
 
 
+def pages_without(connection: psycopg.Connection[Any], excluded: str, pages: Sequence[int]) -> Answer[set[int]]:
+    """Those of the transaction's customer's pages that have none of the words that shall not be there.
+
+    Args:
+        connection: as the customer.
+        excluded: -words (`SearchWords.excluded`).
+        pages: their ids.
+    """
+    cursor = connection.execute(_WITHOUT, {"excluded": excluded, "pages": list(pages)})
+    return lambda: {page_id for (page_id,) in cursor.fetchall()}
+
+
+_WITHOUT: Final = """
+    SELECT w.page_id FROM website_content AS w
+    WHERE w.page_id = ANY(CAST(%(pages)s AS bigint[])) AND w.search @@ search_query(%(excluded)s, false)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Searchable:
+    """What there is to be searched, where nothing was found.
+
+    Attributes:
+        words: something is left of the question for full text.
+        pages: the customer has pages.
+        of_domain: some are of the website that was asked for.
+        indexed: some are indexed.
+        domains: websites that they are of, some of them.
+    """
+
+    words: bool
+    pages: bool
+    of_domain: bool
+    indexed: bool
+    domains: Sequence[str]
+
+
+def searchable(connection: psycopg.Connection[Any], query: str, domain: str | None) -> Answer[Searchable]:
+    """What the transaction's customer has to be searched.
+
+    Args:
+        connection: as the customer.
+        query: as `pages_with_words` takes it.
+        domain: the website; None: all.
+    """
+    cursor = connection.execute(_SEARCHABLE, {"query": query, "domain": domain})
+
+    def answer() -> Searchable:
+        row = cursor.fetchone()
+        return Searchable(*row) if row else Searchable(True, False, False, False, ())
+
+    return answer
+
+
+_SEARCHABLE: Final = """
+    WITH sample AS MATERIALIZED (SELECT p.domain FROM scraped_pages AS p WHERE p.removed_at IS NULL LIMIT 10000)
+    SELECT search_query(%(query)s, true) IS NOT NULL, EXISTS (SELECT FROM sample),
+           %(domain)s::text IS NULL OR EXISTS (
+               SELECT FROM scraped_pages AS p WHERE p.removed_at IS NULL AND p.domain = %(domain)s
+           ),
+           EXISTS (SELECT FROM website_content AS w WHERE w.search IS NOT NULL),
+           ARRAY(SELECT DISTINCT s.domain FROM sample AS s ORDER BY s.domain LIMIT 5)
+"""
+
+
 def shown_pages(
-    connection: psycopg.Connection[Any], query: str, model: str | None, pages: Mapping[int, int | None]
+    connection: psycopg.Connection[Any], words: str, model: str | None, pages: Mapping[int, int | None]
 ) -> Answer[dict[int, dict[str, Any]]]:
     """What is shown of pages that were found: url, title, heading, a passage with the question's words marked.
 
     Args:
         connection: as the customer.
-        query: as typed.
+        words: those that a page shall have.
         model: whose pieces are passages; None: there are none.
         pages: id of each page → the piece that was near, or None: the passage with the most of the words is looked
             for, in the pieces if there are any, else in the text.
@@ -182,38 +251,45 @@ def shown_pages(
     cursor = connection.cursor(row_factory=dict_row).execute(
         _SHOWN,
         {
-            "query": query,
+            "words": re.sub(r"[_\"]", " ", words),
             "model": model,
             "pages": list(pages),
             "indexes": list(pages.values()),
-            "options": f"StartSel={MARK}, StopSel={MARK}, MaxWords=45, MinWords=25, ShortWord=2, HighlightAll=false",
+            "break": "\\1" + _BREAK,
+            "options": f"StartSel={_START}, StopSel={_STOP}, MaxWords=45, MinWords=25, ShortWord=2",
         },
     )
-    return lambda: {row["id"]: row for row in cursor.fetchall()}
+    return lambda: {row["id"]: {**row, "snippet": _marked(row["snippet"])} for row in cursor.fetchall()}
 
 
-# Headlines are made of a passage of some thousand characters at most: they cost a millisecond for each ten thousand.
-# The words are looked for as their stems, which most of their forms begin with.
+def _marked(snippet: str) -> str:
+    """A snippet as it is shown: no markup but the marks, and names that a dot joins marked as one."""
+    plain = " ".join(snippet.translate(_MARKUP).split())
+    joined = re.sub(f"{_STOP}([./_]){_START}", r"\1", plain)
+    return joined.replace(_START, MARK).replace(_STOP, MARK)
+
+
+# A headline costs by the length of its text, so it is made of the 600 characters around the place where most of the
+# words stand first, from the first whole word to the last. They are looked for as their stems, which most of their
+# forms begin with.
 _SHOWN: Final = """
     WITH wanted AS MATERIALIZED (
         SELECT p.id, p.url, p.title, p.domain, g.chunk_index, public.text_search_config(p.lang) AS configuration
         FROM unnest(CAST(%(pages)s AS bigint[]), CAST(%(indexes)s AS integer[])) AS g (id, chunk_index)
         JOIN scraped_pages AS p ON p.id = g.id
     ), asked AS MATERIALIZED (
-        SELECT c.configuration, tsvector_to_array(to_tsvector(c.configuration, %(query)s)) AS words,
-               websearch_to_tsquery(c.configuration, %(query)s) AS query
+        SELECT c.configuration, tsvector_to_array(to_tsvector(c.configuration, %(words)s)) AS words,
+               replace(plainto_tsquery(c.configuration, %(words)s)::text, ' & ', ' | ')::tsquery AS query
         FROM (SELECT DISTINCT w.configuration FROM wanted AS w) AS c
     )
     SELECT w.id, w.url, w.title, w.domain, coalesce(found.heading, '') AS heading,
-           ts_headline(w.configuration,
-               regexp_replace(translate(coalesce(found.passage, ''), '*`|#', '    '), '\\s+', ' ', 'g'),
-               CASE WHEN strpos(a.query::text, '!') > 0 THEN a.query
-                    ELSE CAST(replace(replace(a.query::text, ' & ', ' | '), ' <-> ', ' | ') AS tsquery) END,
-               %(options)s) AS snippet
+           ts_headline(w.configuration, regexp_replace(
+               coalesce(substring(part.text FROM '^\\S{0,40}\\s(.*)\\s\\S{0,40}$'), part.text, ''),
+               '(\\.(?=[[:alpha:]_]\\w)|/)', %(break)s, 'g'), a.query, %(options)s) AS snippet
     FROM wanted AS w JOIN asked AS a ON a.configuration = w.configuration
     LEFT JOIN LATERAL (
         SELECT * FROM (
-            SELECT e.heading, left(e.chunk_text, 4000) AS passage
+            SELECT e.heading, e.chunk_text AS passage
             FROM page_embeddings AS e
             WHERE e.page_id = w.id AND e.model = %(model)s
               AND (w.chunk_index IS NULL OR e.chunk_index = w.chunk_index)
@@ -221,12 +297,18 @@ _SHOWN: Final = """
                       WHERE strpos(lower(e.heading || ' ' || e.chunk_text), o.word) > 0) DESC, e.chunk_index
             LIMIT 1) AS chunk
         UNION ALL
-        SELECT NULL, substr(c.text, greatest(1, t.at - 250), 1500)
-        FROM website_content AS c, LATERAL (
-            SELECT coalesce(max(strpos(lower(left(c.text, 100000)), o.word)), 1) AS at
-            FROM unnest(a.words) AS o (word)
-        ) AS t
-        WHERE c.page_id = w.id
+        SELECT NULL, left(c.text, 100000) FROM website_content AS c WHERE c.page_id = w.id
         LIMIT 1
     ) AS found ON true
+    LEFT JOIN LATERAL (
+        SELECT substr(' ' || found.passage || ' ', greatest(1, coalesce(min(best.at), 1) - 120), 600) AS text
+        FROM (
+            SELECT t.at FROM (
+                SELECT coalesce(nullif(strpos(f.text, ' ' || o.word), 0), strpos(f.text, o.word)) AS at
+                FROM (SELECT ' ' || lower(found.passage) AS text OFFSET 0) AS f, unnest(a.words) AS o (word)
+            ) AS t
+            WHERE t.at > 0
+            ORDER BY count(*) OVER (ORDER BY t.at RANGE BETWEEN CURRENT ROW AND 300 FOLLOWING) DESC, t.at LIMIT 1
+        ) AS best
+    ) AS part ON true
 """

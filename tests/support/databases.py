@@ -25,7 +25,22 @@ if TYPE_CHECKING:
     from resources.services import Endpoints
 
 # Every revision there is, in order: what a migration of an empty database goes through.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012", "0013")
+REVISIONS = (
+    "0001",
+    "0002",
+    "0003",
+    "0004",
+    "0005",
+    "0006",
+    "0007",
+    "0008",
+    "0009",
+    "0010",
+    "0011",
+    "0012",
+    "0013",
+    "0014",
+)
 
 _numbers = itertools.count()
 

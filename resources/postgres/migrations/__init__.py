@@ -36,7 +36,9 @@ def run_functions(name: str, functions: Iterable[str], *, replace: bool = False)
     """
     text = (HERE / "sql" / name).read_text(encoding="utf-8")
     for function in functions:
-        found = re.search(rf"^CREATE FUNCTION public\.{function}\(.*?^\$\$;$", text, re.DOTALL | re.MULTILINE)
+        found = re.search(
+            rf"^CREATE (?:OR REPLACE )?FUNCTION public\.{function}\(.*?^\$\$;$", text, re.DOTALL | re.MULTILINE
+        )
         if found is None:
             msg = f"{name} makes no function {function}"
             raise LookupError(msg)

@@ -15,6 +15,7 @@ from resources.content.embeddings.openai_compatible import OpenAICompatible
 from resources.content.hybrid_search import InvalidSearch, Search
 from resources.content.search_cache import forget_searches
 from resources.postgres.connection import DatabaseError
+from resources.postgres.content import index_waiting_content
 from resources.postgres.search import Vectors, pages_with_words, vectors_of
 from resources.postgres.tenancy import service_connection, tenant_connection, tenant_pipeline
 from resources.redis import RedisWithFallback
@@ -120,6 +121,114 @@ def test_all_words_where_a_page_has_them_else_some(database: Database, shop: UUI
     assert paths(search.search('"working day"', shop)) == ["/shipping"]
     assert paths(search.search("noon -parcels", shop)) == []
     assert paths(search.search("the of and", shop)) == []
+
+
+def test_nothing_found_says_why(database: Database, embedded: UUID) -> None:
+    nobody = add_customer(database, "nobody")
+    unindexed = add_customer(database, "unindexed")
+    add_pages(database, unindexed, SHOP, index=False)
+    for search in (Search(database.engine), Search(database.engine, MINILM)):
+        for query, customer, domain, why in (
+            ("-parcels", embedded, None, "only what shall not be there"),
+            ("-parcels", embedded, "nowhere.example", "shop.example"),
+            ("???", embedded, None, "no word in the question"),
+            ("refund", embedded, "nowhere.example", "nothing was found on nowhere.example"),
+            ("refund", nobody, None, "no pages yet"),
+            ("refund", unindexed, None, "no page of this customer's is indexed yet"),
+        ):
+            found = search.search(query, customer, domain=domain)
+            assert len(found) == 0
+            assert found.notice is not None
+            assert why in found.notice, (query, found.notice)
+    for query, why in (
+        ("the of and", "stand everywhere"),
+        ("noon -parcels", "has none of -parcels"),
+        ("zebra", "no page has one of these words"),
+    ):
+        notice = Search(database.engine).search(query, embedded).notice
+        assert notice is not None
+        assert why in notice
+
+
+def test_a_word_that_shall_not_be_there_is_on_no_page_that_vectors_find(database: Database, embedded: UUID) -> None:
+    search = Search(database.engine, MINILM)
+    assert paths(search.search("when do you send it", embedded)) != []
+    found = search.search("when do you send it -parcels", embedded)
+    assert found.mode == "hybrid"
+    assert set(paths(found)) == {"/returns", "/opening-hours", "/batteries"}
+
+
+def test_a_command_is_found_as_it_is_pasted(database: Database) -> None:
+    customer = add_customer(database, "commands")
+    add_pages(
+        database,
+        customer,
+        {"/pip": "# Installing\n\nRun python -m pip install --user spam.", "/x": "# Python\n\nA pip."},
+    )
+    assert paths(Search(database.engine).search("python -m pip install --user", customer)) == ["/pip"]
+
+
+def test_names_are_found_whole_and_by_their_parts(database: Database) -> None:
+    customer = add_customer(database, "names")
+    add_pages(
+        database, customer,
+        {
+            "/path": "# Paths\n\nCall `os.path.join(a, b)` for it; see also config.yaml.",
+            "/join": "# Joining\n\nYou join a club; os is a bone, and a path is narrow. Yaml has a config.",
+            "/reader": "# Readers\n\nThe class DictReader. Its attribute fieldnames is a list.",
+            "/io": "# Devices\n\nInput/output errors, and version 3.11 of 19.99 euro.",
+        },
+    )  # fmt: skip
+    search = Search(database.engine)
+    for query in ("os.path.join", "path.join", "config.yaml"):
+        assert paths(search.search(query, customer)) == ["/path"], query
+    assert set(paths(search.search("path join", customer))) == {"/path", "/join"}
+    assert paths(search.search("DictReader.fieldnames", customer)) == ["/reader"]
+    assert paths(search.search("output", customer)) == ["/io"]
+    assert paths(search.search("3.11", customer)) == ["/io"]
+    assert "**os.path.join**(a" in search.search("os.path.join", customer)[0].snippet
+    assert "see also **config.yaml**" in search.search("config.yaml", customer)[0].snippet
+    assert "**Input**/output" in search.search("input", customer)[0].snippet
+
+
+def test_the_page_with_the_name_is_among_the_first_however_long_the_question_is(
+    database: Database, embedded: UUID
+) -> None:
+    add_pages(
+        database, embedded,
+        {f"/charging-{n}": f"# Charging {n}\n\nHow long the charger takes for battery {n}." for n in range(30)},
+    )  # fmt: skip
+    embed_missing(database.engine, MINILM)
+    found = Search(database.engine, MINILM).search(
+        "how long does the charger take until the battery of a KX-4417 is full", embedded, 3
+    )
+    assert "/batteries" in paths(found)
+
+
+def test_snippets_begin_and_end_with_whole_words(database: Database, embedded: UUID) -> None:
+    filler = "Donaudampfschifffahrtsgesellschaft considerations nevertheless. " * 60
+    add_pages(database, embedded, {"/long": f"# Long\n\n{filler}A marten sleeps. {filler}"})
+    whole = {*filler.split(), "A", "**marten**", "sleeps.", "Long"}
+    for search in (Search(database.engine), Search(database.engine, MINILM)):
+        (found, *_) = search.search("martens", embedded)
+        assert "**marten**" in found.snippet
+        assert set(found.snippet.split()) <= whole
+    unbroken = "\u6f22" * 3_000
+    add_pages(database, embedded, {"/unbroken": f"# Unbroken\n\n{unbroken}"})
+    assert Search(database.engine).search("unbroken", embedded)[0].snippet != ""
+
+
+def test_pages_stay_found_until_they_are_indexed_anew(database: Database, shop: UUID) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE website_content SET title_search = NULL"))
+    add_pages(database, shop, {"/new": "# New\n\nRefunds of late."}, index=False)
+    search = Search(database.engine)
+    assert paths(search.search("refunds", shop)) == ["/returns"]
+    # What is not found yet, first.
+    assert index_waiting_content(database.engine, 1) == 1
+    assert set(paths(search.search("refunds", shop))) == {"/returns", "/new"}
+    assert index_waiting_content(database.engine, 100) == len(SHOP)
+    assert index_waiting_content(database.engine, 100) == 0
 
 
 def test_a_page_that_is_gone_is_not_found(database: Database, embedded: UUID) -> None:

@@ -162,8 +162,8 @@ _ROWS = (
        SELECT c.id, c.customer_id, 'user', 'hello' FROM generate_series(1, 4) AS n, conversations AS c""",
     """INSERT INTO conversation_metadata (conversation_id, customer_id) SELECT id, customer_id FROM conversations""",
     """INSERT INTO scraped_pages (customer_id, domain, url) SELECT {customer}, 'x', 'https://x/' || g {from_3000}""",
-    """INSERT INTO website_content (page_id, customer_id, text, search)
-       SELECT id, customer_id, 'word' || id, to_tsvector('simple', 'word' || id || ' common') FROM scraped_pages""",
+    """INSERT INTO website_content (page_id, customer_id, text, search, title_search)
+       SELECT id, customer_id, 'word' || id, to_tsvector('simple', 'word' || id || ' common'), '' FROM scraped_pages""",
     f"""INSERT INTO page_embeddings (page_id, customer_id, model, chunk_index, chunk_text, chunk_hash, embedding)
        SELECT id, customer_id, '{EMBEDDED_MODEL}', 0, '', '',
               (SELECT array_agg(sin(id * 7.13 + d * (id % 13))) FROM generate_series(1, {EMBEDDING_DIMENSIONS}) AS d)::real[]::halfvec
@@ -215,10 +215,10 @@ _QUESTIONS = {
     "messages_conversation": "SELECT content FROM messages WHERE conversation_id = {conversation} ORDER BY id",
     "messages_customer": "SELECT id FROM messages WHERE customer_id = {one} AND id > 0 ORDER BY id LIMIT 50",
     "conversation_metadata_customer": "SELECT * FROM conversation_metadata WHERE customer_id = {one}",
-    "website_content_search": "SELECT page_id FROM website_content WHERE search @@ to_tsquery('simple', 'word77')",
+    "website_content_search": "SELECT page_id FROM website_content WHERE ARRAY[customer_id] @> ARRAY[{one}::uuid] AND search @@ to_tsquery('simple', 'common')",
     "website_content_unembedded": f"SELECT page_id FROM website_content WHERE customer_id = {{one}} AND NOT embedded_models @> ARRAY['{EMBEDDED_MODEL}'] ORDER BY page_id LIMIT 50",
     "scraped_pages_removed": "SELECT id FROM scraped_pages WHERE customer_id = {one} AND removed_at IS NOT NULL ORDER BY id LIMIT 50",
-    "website_content_unindexed": "SELECT page_id FROM website_content WHERE search IS NULL ORDER BY page_id LIMIT 50",
+    "website_content_unindexed": "SELECT page_id FROM website_content WHERE search IS NULL OR title_search IS NULL ORDER BY (search IS NOT NULL), page_id LIMIT 50",
     "crawl_frontier_unfollowed": "SELECT skip_reason, count(*) FROM crawl_frontier WHERE job_id = {job} AND skip_reason IS NOT NULL GROUP BY skip_reason",
     "website_content_customer": "SELECT count(*) FROM website_content WHERE customer_id = {one}",
     "page_embeddings_nearest": f"SELECT page_id FROM page_embeddings WHERE model = '{EMBEDDED_MODEL}' ORDER BY embedding::halfvec({EMBEDDING_DIMENSIONS}) <=> {{vector}} LIMIT 10",
