@@ -269,7 +269,7 @@ def _marked(snippet: str) -> str:
     return joined.replace(_START, MARK).replace(_STOP, MARK)
 
 
-# A headline costs by the length of its text, so it is made of the 600 characters around the place where most of the
+# A headline costs by the length of its text, so it is made of the 420 characters around the place where most of the
 # words stand first, from the first whole word to the last. They are looked for as their stems, which most of their
 # forms begin with.
 _SHOWN: Final = """
@@ -301,7 +301,7 @@ _SHOWN: Final = """
         LIMIT 1
     ) AS found ON true
     LEFT JOIN LATERAL (
-        SELECT substr(' ' || found.passage || ' ', greatest(1, coalesce(min(best.at), 1) - 120), 600) AS text
+        SELECT substr(' ' || found.passage || ' ', greatest(1, coalesce(min(best.at), 1) - 100), 420) AS text
         FROM (
             SELECT t.at FROM (
                 SELECT coalesce(nullif(strpos(f.text, ' ' || o.word), 0), strpos(f.text, o.word)) AS at
