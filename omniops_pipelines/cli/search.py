@@ -71,4 +71,5 @@ def _show_one(out: Console, number: int, result: SearchResult) -> None:
     for part, words in enumerate(harmless(result.snippet).split(MARK)):
         snippet.append(words, style="bold yellow not italic" if part % 2 else "not italic")
     out.print(Padding(snippet, (0, 0, 0, 4)))
-    out.print(Padding(Text(f"{result.score:.2f} by {by}", style="dim"), (0, 0, 1, 4)))
+    near = "" if result.similarity is None else f" (similarity {result.similarity:.2f})"
+    out.print(Padding(Text(f"{result.score:.2f} by {by}{near}", style="dim"), (0, 0, 1, 4)))

@@ -70,6 +70,9 @@ class SearchResult:
         found_by: which arm found it.
         domain: the website.
         page_id: of the page, in `scraped_pages`.
+        similarity: of the question and the page's nearest piece, by the model: their cosine, at most 1. Comparable
+            between searches with one model, as the score is not: to tell an answer from the least bad.
+            None where the vectors did not find the page.
     """
 
     url: str
@@ -80,6 +83,7 @@ class SearchResult:
     found_by: Arm
     domain: str
     page_id: int
+    similarity: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""
@@ -297,12 +301,14 @@ class Ranked:
         score: 0 to 1.
         found_by: which arm found it.
         chunk_index: of its nearest piece; None where the vectors did not find it.
+        similarity: of that piece.
     """
 
     page_id: int
     score: float
     found_by: Arm
     chunk_index: int | None
+    similarity: float | None
 
 
 def words_weight(count: int) -> float:
@@ -317,9 +323,9 @@ def fuse(near: Sequence[database.NearChunk], texts: Sequence[tuple[Sequence[int]
         near: pieces, nearest first; a page's first one counts.
         texts: pages that full text found, best first, each with its weight, beside 1 for `near`.
     """
-    chunks: dict[int, int] = {}
+    chunks: dict[int, database.NearChunk] = {}
     for chunk in near:
-        chunks.setdefault(chunk.page_id, chunk.chunk_index)
+        chunks.setdefault(chunk.page_id, chunk)
     arms = [(arm, weight) for arm, weight in ((list(chunks), 1.0), *texts) if arm and weight > 0]
     worth: dict[int, float] = {}
     for arm, weight in arms:
@@ -328,15 +334,20 @@ def fuse(near: Sequence[database.NearChunk], texts: Sequence[tuple[Sequence[int]
     best = (sum(weight for _, weight in arms) or 1.0) / (_RANK_CONSTANT + 1)
     found = {page_id for pages, _ in texts for page_id in pages}
     order = sorted(worth, key=lambda page_id: -worth[page_id])
-    return [
-        Ranked(
-            page_id,
-            round(worth[page_id] / best, 6),
-            ("both" if page_id in chunks else "text") if page_id in found else "vector",
-            chunks.get(page_id),
+    ranked = []
+    for page_id in order:
+        nearest = chunks.get(page_id)
+        found_by: Arm = "vector" if page_id not in found else "both" if nearest else "text"
+        ranked.append(
+            Ranked(
+                page_id,
+                round(worth[page_id] / best, 6),
+                found_by,
+                nearest.chunk_index if nearest else None,
+                round(1.0 - nearest.distance, 4) if nearest else None,
+            )
         )
-        for page_id in order
-    ]
+    return ranked
 
 
 def check_search(query: str, customer_id: UUID | str, limit: int, domain: str | None) -> tuple[str, UUID, str | None]:
@@ -409,4 +420,5 @@ def _result(ranked: Ranked, shown: dict[str, Any]) -> SearchResult:
         found_by=ranked.found_by,
         domain=shown["domain"],
         page_id=ranked.page_id,
+        similarity=ranked.similarity,
     )

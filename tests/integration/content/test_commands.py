@@ -193,13 +193,14 @@ def test_search_prints_pages_with_the_words_marked_and_the_arms(
     assert (status, err) == (0, "")
     assert out.lstrip().startswith("1. Returns")
     assert "https://shop.example/returns" in out
-    assert "words and meaning" in out
+    assert "words and meaning (similarity 0." in out
     assert "**" not in out
     status, out, _ = omniops("search", "money back", "--customer", "shop", "--json")
     found = json.loads(out)
     assert (found["mode"], found["model"], found["notice"]) == ("hybrid", MODEL, None)
     assert set(found["results"][0]) == {
         "url", "title", "snippet", "heading", "score", "found_by", "domain", "page_id",
+        "similarity",
     }  # fmt: skip
     assert "**money**" in found["results"][0]["snippet"]
 

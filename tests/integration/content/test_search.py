@@ -58,6 +58,12 @@ def test_a_paraphrase_is_found_by_vectors_and_a_name_by_full_text(database: Data
     assert found.model == MINILM.model
     assert paths(found)[0] == "/returns"
     assert found[0].found_by == "vector"
+    # The score only ranks; by the similarity an answer is told from what is merely the least bad.
+    nothing_like_it = search.search("quantum chromodynamics on a lattice", embedded)
+    assert nothing_like_it[0].score > 0.9
+    assert found[0].similarity is not None
+    assert nothing_like_it[0].similarity is not None
+    assert found[0].similarity > nothing_like_it[0].similarity + 0.2
     named = search.search("KX-4417 charger", embedded)
     assert paths(named)[0] == "/batteries"
     assert named[0].found_by == "both"
@@ -70,6 +76,7 @@ def test_a_paraphrase_is_found_by_vectors_and_a_name_by_full_text(database: Data
 def test_without_vectors_it_is_full_text_and_says_so(database: Database, shop: UUID) -> None:
     none = Search(database.engine).search("refunds", shop)
     assert (none.mode, paths(none), none[0].found_by) == ("text", ["/returns"], "text")
+    assert none[0].similarity is None
     assert none.notice is not None
     assert "OMNIOPS_EMBEDDINGS is none" in none.notice
     not_yet = Search(database.engine, MINILM).search("refunds", shop)
