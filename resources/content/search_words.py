@@ -54,7 +54,7 @@ class SearchWords:
 
     @property
     def named(self) -> str | None:
-        """The names, without what is excluded; None: there are none but those of `query`."""
+        """The names, and what shall not be there; None: there are no names, or nothing else is wanted."""
         return f"{self.names} {self.excluded}".strip() if self.names else None
 
     @property
